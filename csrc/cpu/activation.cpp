@@ -1,0 +1,91 @@
+// Activations by list position, and the elementwise kernels around them.
+#include "math/activations.h"
+
+#include "cpu/operations.h"
+#include "cpu/panel_loops.h"
+
+namespace thalweg::cpu {
+inline namespace TW_ISA {
+
+template <class T>
+void activate_block(Activation phi, const T* z, T* y, std::int64_t rows, std::int64_t lanes) {
+  const T a = static_cast<T>(phi.parameter);
+  dispatch_activation(phi.id, [&](auto activation) {
+    using Phi = decltype(activation);
+    transform(y, rows, lanes, [=](std::int64_t i) { return Phi::value(z[i], a); });
+  });
+}
+
+template <class T>
+void differentiate_block(Activation phi, const T* dy, const T* at, T* dz, bool accumulate,
+                         std::int64_t rows, std::int64_t lanes) {
+  const T a = static_cast<T>(phi.parameter);
+  dispatch_activation(phi.id, [&](auto activation) {
+    using Phi = decltype(activation);
+    if (accumulate) {
+      transform(dz, rows, lanes,
+                [=](std::int64_t i) { return dz[i] + dy[i] * Phi::derivative(at[i], a); });
+    } else {
+      transform(dz, rows, lanes, [=](std::int64_t i) { return dy[i] * Phi::derivative(at[i], a); });
+    }
+  });
+}
+
+template <class T>
+void activation(Panels<const T> z, Panels<T> y, Activation phi, Range rows, Range panels) {
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    activate_block(phi, z.row(p, rows.begin), y.row(p, rows.begin), rows.size(), y.lanes(p));
+  }
+}
+
+template <class T>
+void activation_backward(Panels<const T> dy, const T* at, Panels<T> dz, Activation phi,
+                         bool accumulate, Range rows, Range panels) {
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    const T* const from = dy.row(p, rows.begin);
+    // The identity needs no `at`.
+    const T* const s = at ? at + (from - dy.data) : from;
+    differentiate_block(phi, from, s, dz.row(p, rows.begin), accumulate, rows.size(), dz.lanes(p));
+  }
+}
+
+template <class T>
+void add(Panels<const T> a, Panels<const T> b, Panels<T> out, Range rows, Range panels) {
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    const T* const left = a.row(p, rows.begin);
+    const T* const right = b.row(p, rows.begin);
+    transform(out.row(p, rows.begin), rows.size(), out.lanes(p),
+              [=](std::int64_t i) { return left[i] + right[i]; });
+  }
+}
+
+template <class T>
+void accumulate(Panels<const T> x, Panels<T> out, Range rows, Range panels) {
+  add<T>(out, x, out, rows, panels);
+}
+
+template <class T>
+void copy(Panels<const T> x, Panels<T> out, Range rows, Range panels) {
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    const T* const from = x.row(p, rows.begin);
+    transform(out.row(p, rows.begin), rows.size(), out.lanes(p),
+              [=](std::int64_t i) { return from[i]; });
+  }
+}
+
+#define TW_INSTANTIATE(T)                                                                          \
+  template void activate_block(Activation, const T*, T*, std::int64_t, std::int64_t);              \
+  template void differentiate_block(Activation, const T*, const T*, T*, bool, std::int64_t,        \
+                                    std::int64_t);                                                 \
+  template void activation(Panels<const T>, Panels<T>, Activation, Range, Range);                  \
+  template void activation_backward(Panels<const T>, const T*, Panels<T>, Activation, bool, Range, \
+                                    Range);                                                        \
+  template void add(Panels<const T>, Panels<const T>, Panels<T>, Range, Range);                    \
+  template void accumulate(Panels<const T>, Panels<T>, Range, Range);                              \
+  template void copy(Panels<const T>, Panels<T>, Range, Range);
+TW_INSTANTIATE(float)
+TW_INSTANTIATE(double)
+#undef TW_INSTANTIATE
+
+}  // namespace TW_ISA
+}  // namespace thalweg::cpu

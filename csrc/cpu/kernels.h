@@ -1,0 +1,209 @@
+// The CPU kernels: one table of functions per instruction set and element type.
+//
+// Kernels are single-threaded, allocate nothing, throw nothing and work on the part of a problem that
+// the caller names (rows, panels, elements); callers spread the parts over a Team. All matrices are in
+// panels (core/layout.h). Every kernel writes zeros in the lanes past the width, whatever its inputs
+// hold. Activations, losses and optimizers are named by their position in the lists of math/.
+#pragma once
+
+#include <cstdint>
+
+#include "core/array_view.h"
+#include "core/export.h"
+#include "core/layout.h"
+#include "core/processor.h"
+
+namespace thalweg::cpu {
+
+inline constexpr int kMaxCoefficients = 12;
+
+// phi(z) and phi'(.) by list position; `parameter` is the slope or alpha.
+struct Activation {
+  int id = 0;  // 0 is the identity
+  double parameter = 0.0;
+};
+
+// Partial column statistics of one row block: mean and sum of squared deviations, in double.
+struct BlockStatistics {
+  double mean[kPanel];
+  double m2[kPanel];
+};
+
+// Partial column sums of one row block in batch norm's backward pass.
+struct BlockSums {
+  double g[kPanel];       // sum of g = dy * phi'
+  double g_xhat[kPanel];  // sum of g * xhat
+};
+
+// C = phi((A B) * scale + shift), or C (+)= A B, then optionally C *= phi'(at).
+template <class T>
+struct Gemm {
+  Panels<const T> a;          // [rows, depth]
+  const T* b = nullptr;       // panels_of(c.width) panels of [32 * panels_of(depth), 32]
+  Panels<T> c;                // [rows, width]
+  bool accumulate = false;    // add to what C holds (no scale, shift or activation then)
+  const T* scale = nullptr;   // [padded width] or null
+  const T* shift = nullptr;   // [padded width] or null: the bias
+  Activation activation{};    // applied to C
+  T* pre = nullptr;           // where to keep z, the value before the activation (panels like c), or null
+  BlockStatistics* statistics = nullptr;  // [row_blocks][panels] of the values stored in C, or null
+  const T* row_weights = nullptr;         // for weighted statistics, or null
+  bool has_derivative = false;  // multiply the finished C by phi'(derivative_at)
+  Activation derivative{};
+  const T* derivative_at = nullptr;  // panels like c: z or y as phi declares
+};
+
+// y = phi(gamma * (z - mean) * inv_std + beta)
+template <class T>
+struct BatchNormApply {
+  Panels<const T> z;
+  Panels<T> y;  // may be z itself when neither `pre` nor the backward pass needs z
+  const T* mean = nullptr;
+  const T* inv_std = nullptr;
+  const T* gamma = nullptr;
+  const T* beta = nullptr;
+  Activation activation{};
+  T* pre = nullptr;  // value before the activation, panels like y, or null
+};
+
+// g = dy * phi'(at) is written over dy; partial sums go to `sums`.
+template <class T>
+struct BatchNormBackwardSums {
+  Panels<const T> z;
+  const T* mean = nullptr;
+  const T* inv_std = nullptr;
+  Panels<T> dy;
+  Activation activation{};
+  const T* derivative_at = nullptr;  // panels like dy; may be null for the identity
+  BlockSums* sums = nullptr;         // [row_blocks][panels]
+};
+
+// dz (+)= gamma * inv_std * (g - w (mean_g + xhat * mean_g_xhat)); w = row weight or 1
+template <class T>
+struct BatchNormBackwardApply {
+  Panels<const T> z;
+  const T* mean = nullptr;
+  const T* inv_std = nullptr;
+  const T* gamma = nullptr;
+  const T* mean_g = nullptr;       // sum of g / total weight; null for frozen statistics
+  const T* mean_g_xhat = nullptr;  // sum of g xhat / total weight; null for frozen statistics
+  const T* row_weights = nullptr;
+  Panels<const T> g;
+  Panels<T> dz;  // may be g itself
+  bool accumulate = false;
+};
+
+struct Dropout {
+  std::uint64_t seed = 0;
+  std::uint64_t step = 0;
+  std::uint32_t stream = 0;
+  std::uint32_t threshold = 0;  // keep an element when its 32 random bits are >= threshold
+  double scale = 1.0;           // 1 / (1 - p)
+  std::int64_t first_row = 0;   // row 0 of the matrix in the global minibatch
+};
+
+// Per row block: the sum over its rows of weight * loss, of weight * hit, and of weights.
+struct BlockLoss {
+  double loss = 0.0;
+  double hits = 0.0;
+  double weight = 0.0;
+};
+
+// gradient = gradient_scale * w_i * d(loss_i)/d(output)
+template <class T>
+struct Loss {
+  Panels<const T> outputs;
+  const std::int64_t* labels = nullptr;  // [rows], already checked; or
+  Panels<const T> targets{};              // dense targets (probabilities or values)
+  const T* row_weights = nullptr;        // [rows] or null for ones
+  double label_smoothing = 0.0;          // cross-entropy only
+  double parameter = 0.0;                // huber: delta
+  double gradient_scale = 1.0;
+  Panels<T> gradient{};  // data null: value only
+  BlockLoss* blocks = nullptr;  // [row_blocks]
+};
+
+template <class T>
+struct OptimizerStep {
+  T* p = nullptr;          // all pointers at the first element of the range
+  const T* g = nullptr;
+  T* s0 = nullptr;         // null when the optimizer has no such slot
+  T* s1 = nullptr;
+  const std::uint8_t* groups = nullptr;  // one byte per 256 elements, from the first element
+  const double* coefficients = nullptr;  // [groups][kMaxCoefficients]
+  const bool* frozen = nullptr;          // [groups]
+  std::int64_t count = 0;                // a multiple of 256
+};
+
+template <class T>
+struct Kernels {
+  const char* name;
+
+  // ---- data movement
+  // out[r] = x[index[r]] (or x[first + r] when index is null), cast to T.
+  void (*gather)(const ArrayView& x, const std::int64_t* index, std::int64_t first, Range rows,
+                 Panels<T> out);
+  // Row-major out[r * leading + c] = in(r, c).
+  void (*scatter)(Panels<const T> in, Range rows, T* out, std::int64_t leading);
+  bool (*all_finite)(const ArrayView& x, Range rows);
+
+  // ---- dense: forward with B = weight panels, dgrad with B = transposed panels
+  void (*gemm)(const Gemm<T>& problem, Range rows, Range panels);  // rows begin at a row block
+  // tile[i][j] (+)= sum over rows of x[r][i] * dy[r][j]; x and dy at row 0 of a panel.
+  void (*wgrad_tile)(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
+                     std::int64_t rows, bool accumulate, T* tile);
+  void (*transpose_tile)(const T* tile, T* transposed);
+  // out[j] (+)= sum over all rows of panel[r][j], by row blocks merged in double.
+  void (*column_sum)(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate, T* out);
+
+  // ---- elementwise
+  void (*activation)(Panels<const T> z, Panels<T> y, Activation activation, Range rows, Range panels);
+  // dz (+)= dy * phi'(at); dz may be dy.
+  void (*activation_backward)(Panels<const T> dy, const T* at, Panels<T> dz, Activation activation,
+                              bool accumulate, Range rows, Range panels);
+  // y (+)= mask * scale * x: the forward and the backward pass.
+  void (*dropout)(Panels<const T> x, Panels<T> y, const Dropout& dropout, bool accumulate, Range rows,
+                  Range panels);
+  void (*add)(Panels<const T> a, Panels<const T> b, Panels<T> out, Range rows, Range panels);
+  void (*accumulate)(Panels<const T> x, Panels<T> out, Range rows, Range panels);  // out += x
+  void (*copy)(Panels<const T> x, Panels<T> out, Range rows, Range panels);
+  // y[r, u] = max over q of z[r, u * pieces + q]; the gradient goes to the first maximum.
+  void (*maxout)(Panels<const T> z, Panels<T> y, std::int64_t pieces, Range rows);
+  void (*maxout_backward)(Panels<const T> z, Panels<const T> dy, Panels<T> dz, std::int64_t pieces,
+                          Range rows);
+
+  // ---- batch norm
+  void (*column_statistics)(Panels<const T> z, const T* row_weights, BlockStatistics* statistics,
+                            Range blocks, Range panels);
+  // Merge the blocks of one panel in order (Chan). block_weights: rows or weights per block.
+  void (*merge_statistics)(const BlockStatistics* statistics, const double* block_weights,
+                           std::int64_t blocks, std::int64_t panels, std::int64_t panel,
+                           double* mean /*[32]*/, double* m2 /*[32]*/);
+  void (*batch_norm)(const BatchNormApply<T>& problem, Range rows, Range panels);
+  void (*batch_norm_backward_sums)(const BatchNormBackwardSums<T>& problem, Range blocks, Range panels);
+  void (*batch_norm_backward)(const BatchNormBackwardApply<T>& problem, Range rows, Range panels);
+
+  // ---- losses, by row block
+  void (*softmax_cross_entropy)(const Loss<T>& problem, Range blocks);
+  void (*elementwise_loss)(int loss_id, const Loss<T>& problem, Range blocks);
+  void (*softmax)(Panels<const T> logits, Panels<T> probabilities, Range rows);
+
+  // ---- flat arenas
+  // Elements whose gradient is not finite are left as they are; returns how many.
+  std::int64_t (*optimizer_step)(int optimizer_id, const OptimizerStep<T>& step);
+  // The look-ahead methods' theta from the stored p; a copy for the others.
+  void (*optimizer_theta)(int optimizer_id, const OptimizerStep<T>& step, T* theta);
+  void (*average)(T* average, const T* p, double weight, std::int64_t count);  // += weight (p - average)
+  double (*sum_of_squares)(const T* x, std::int64_t count);
+  void (*scale)(T* x, double factor, std::int64_t count);
+  void (*axpy)(double a, const T* x, T* y, std::int64_t count);  // y += a x
+  bool (*finite)(const T* x, std::int64_t count);
+};
+
+// The table of the selected instruction set (core/processor.h); chosen once.
+template <class T>
+const Kernels<T>& kernels();
+template <class T>
+TW_INTERNAL_API const Kernels<T>& kernels(InstructionSet isa);
+
+}  // namespace thalweg::cpu

@@ -1,0 +1,369 @@
+// Losses and their gradients by row block, and softmax.
+#include "math/losses.h"
+
+#include "cpu/operations.h"
+#include "cpu/panel_loops.h"
+#include "math/loss/cross_entropy.h"
+
+namespace thalweg::cpu {
+inline namespace TW_ISA {
+namespace {
+
+// Softmax works on strips of up to 32 rows, transposed: the rows are the lanes of a vector, and every
+// sum over the classes is an elementwise addition.
+inline constexpr std::int64_t kStrip = kPanel;
+
+template <class T>
+struct Strip {
+  T maximum[kStrip];
+  FloatBits<T> argmax[kStrip];     // the first maximum
+  double others[kStrip];           // sum of exp(z_j - maximum) over all classes but the label
+  double label_exponential[kStrip];
+  double label_shifted[kStrip];    // z_label - maximum
+  double shifted_sum[kStrip];      // sum of z_j - maximum
+};
+
+// tile[j][i] = x(first + i, 32 p + j) for `count` rows, zero beyond them.
+template <class T>
+void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int64_t count, T* tile) {
+  if (count == kStrip) return transpose_tile(x.row(p, first), tile);
+  T rows[kTile] = {};
+  const T* const from = x.row(p, first);
+  for (std::int64_t i = 0; i < count * kPanel; ++i) rows[i] = from[i];
+  transpose_tile(rows, tile);
+}
+
+// The inverse; the lanes of the panel are all stored.
+template <class T>
+void store_strip(const T* tile, Panels<T> x, std::int64_t p, std::int64_t first, std::int64_t count) {
+  if (count == kStrip) return transpose_tile(tile, x.row(p, first));
+  T rows[kTile];
+  transpose_tile(tile, rows);
+  T* const to = x.row(p, first);
+  for (std::int64_t i = 0; i < count * kPanel; ++i) to[i] = rows[i];
+}
+
+template <class T>
+void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count, T* maximum,
+                 FloatBits<T>* argmax) {
+  for (std::int64_t i = 0; i < kStrip; ++i) {
+    maximum[i] = -static_cast<T>(__builtin_inf());
+    argmax[i] = 0;
+  }
+  T tile[kTile];
+  for (std::int64_t p = 0; p < z.panels(); ++p) {
+    load_strip(z, p, first, count, tile);
+    for (std::int64_t j = 0; j < z.lanes(p); ++j) {
+      const auto column = static_cast<FloatBits<T>>(p * kPanel + j);
+      const T* const x = tile + j * kStrip;
+      for (std::int64_t i = 0; i < kStrip; ++i) {
+        const T before = maximum[i];
+        const T now = cross_entropy::row_maximum(before, x[i]);
+        argmax[i] = now == before || before != before ? argmax[i] : column;
+        maximum[i] = now;
+      }
+    }
+  }
+}
+
+// Fills everything but the maxima from them. All exponentials go to `e` unless its data is null.
+template <class T>
+void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
+                      const FloatBits<T>* labels, Panels<T> e, Strip<T>& strip) {
+  for (std::int64_t i = 0; i < kStrip; ++i) {
+    strip.others[i] = strip.label_exponential[i] = 0.0;
+    strip.label_shifted[i] = strip.shifted_sum[i] = 0.0;
+  }
+  T tile[kTile];
+  for (std::int64_t p = 0; p < z.panels(); ++p) {
+    const std::int64_t lanes = z.lanes(p);
+    load_strip(z, p, first, count, tile);
+    // Sums of at most 32 terms; across panels they are double.
+    T others[kStrip] = {};
+    T label_exponential[kStrip] = {};
+    T label_shifted[kStrip] = {};
+    T shifted_sum[kStrip] = {};
+    for (std::int64_t j = 0; j < lanes; ++j) {
+      const auto column = static_cast<FloatBits<T>>(p * kPanel + j);
+      T* const x = tile + j * kStrip;
+      T shifted[kStrip];
+      for (std::int64_t i = 0; i < kStrip; ++i) shifted[i] = x[i] - strip.maximum[i];
+      for (std::int64_t i = 0; i < kStrip; ++i) {
+        x[i] = cross_entropy::shifted_exponential(x[i], strip.maximum[i]);
+        shifted_sum[i] += shifted[i];
+      }
+      for (std::int64_t i = 0; i < kStrip; ++i) {
+        // Selections by bits: g++ turns `+= condition ? x : 0` into branches.
+        const FloatBits<T> is_label = FloatBits<T>{0} - static_cast<FloatBits<T>>(labels[i] == column);
+        others[i] += from_bits<T>(to_bits(x[i]) & ~is_label);
+        label_exponential[i] += from_bits<T>(to_bits(x[i]) & is_label);
+        label_shifted[i] += from_bits<T>(to_bits(shifted[i]) & is_label);
+      }
+    }
+    for (std::int64_t i = 0; i < kStrip; ++i) {
+      strip.others[i] += static_cast<double>(others[i]);
+      strip.label_exponential[i] += static_cast<double>(label_exponential[i]);
+      strip.label_shifted[i] += static_cast<double>(label_shifted[i]);
+      strip.shifted_sum[i] += static_cast<double>(shifted_sum[i]);
+    }
+    if (e.data) {
+      for (std::int64_t i = lanes * kStrip; i < kTile; ++i) tile[i] = T(0);
+      store_strip(tile, e, p, first, count);
+    }
+  }
+}
+
+// A label that no class has.
+template <class T>
+inline constexpr FloatBits<T> kNoLabel = ~FloatBits<T>{0};
+
+template <class T>
+double weight_of(const Loss<T>& problem, std::int64_t r) {
+  return problem.row_weights ? static_cast<double>(problem.row_weights[r]) : 1.0;
+}
+
+template <class T>
+T& element(Panels<T> x, std::int64_t r, std::int64_t column) {
+  return x.row(column / kPanel, r)[column % kPanel];
+}
+
+// Rows [first, first + count) against integer labels, added to `block`.
+template <class T>
+void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count, BlockLoss& block) {
+  const Panels<const T> z = problem.outputs;
+  const Panels<T> gradient = problem.gradient;
+  const double smoothing = problem.label_smoothing;
+  const auto classes = static_cast<double>(z.width);
+  FloatBits<T> labels[kStrip];
+  for (std::int64_t i = 0; i < kStrip; ++i) {
+    labels[i] = i < count ? static_cast<FloatBits<T>>(problem.labels[first + i]) : 0;
+  }
+  Strip<T> strip;
+  find_maxima(z, first, count, strip.maximum, strip.argmax);
+  sum_exponentials(z, first, count, labels, gradient, strip);
+  double loss[kStrip];
+  double inverse_sum[kStrip];
+  for (std::int64_t i = 0; i < kStrip; ++i) {
+    loss[i] = cross_entropy::label_loss(strip.others[i], strip.label_exponential[i],
+                                        strip.label_shifted[i]);
+    inverse_sum[i] = 1.0 / (strip.others[i] + strip.label_exponential[i]);
+  }
+  if (smoothing != 0.0) {
+    for (std::int64_t i = 0; i < kStrip; ++i) {
+      const double log_sum = log(strip.others[i] + strip.label_exponential[i]);
+      loss[i] = cross_entropy::label_loss_smoothed(loss[i], smoothing, log_sum,
+                                                   strip.shifted_sum[i], classes);
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double weight = weight_of(problem, first + i);
+    block.loss += weight * loss[i];
+    block.hits += strip.argmax[i] == labels[i] ? weight : 0.0;
+    block.weight += weight;
+  }
+  if (!gradient.data) return;
+  const T label_target = static_cast<T>(cross_entropy::smoothed_target(true, smoothing, classes));
+  const T other_target = static_cast<T>(cross_entropy::smoothed_target(false, smoothing, classes));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t r = first + i;
+    const T factor = static_cast<T>(problem.gradient_scale * weight_of(problem, r));
+    const T inverse = static_cast<T>(inverse_sum[i]);
+    for (std::int64_t p = 0; p < z.panels(); ++p) {
+      T* const g = gradient.row(p, r);
+      transform(g, 1, z.lanes(p), [=](std::int64_t j) {
+        return factor * cross_entropy::label_gradient(g[j], inverse, other_target);
+      });
+    }
+    const T others = static_cast<T>(strip.others[i]);
+    const T exponential = static_cast<T>(strip.label_exponential[i]);
+    element(gradient, r, problem.labels[r]) =
+        factor * (smoothing == 0.0
+                      ? cross_entropy::label_gradient_at_label(others, inverse)
+                      : cross_entropy::label_gradient(exponential, inverse, label_target));
+  }
+}
+
+// The same against rows of target probabilities.
+template <class T>
+void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count,
+                       BlockLoss& block) {
+  const Panels<const T> z = problem.outputs;
+  const Panels<T> gradient = problem.gradient;
+  const T keep = static_cast<T>(1.0 - problem.label_smoothing);
+  const T uniform = static_cast<T>(problem.label_smoothing / static_cast<double>(z.width));
+  FloatBits<T> labels[kStrip];
+  for (auto& label : labels) label = kNoLabel<T>;
+  Strip<T> strip;
+  find_maxima(z, first, count, strip.maximum, strip.argmax);
+  sum_exponentials(z, first, count, labels, gradient, strip);
+  T target_maximum[kStrip];
+  FloatBits<T> target_argmax[kStrip];
+  find_maxima(problem.targets, first, count, target_maximum, target_argmax);
+
+  T log_sum[kStrip];
+  double loss[kStrip] = {};
+  double target_sum[kStrip] = {};
+  for (std::int64_t i = 0; i < kStrip; ++i) log_sum[i] = static_cast<T>(log(strip.others[i]));
+  T tile[kTile];
+  T targets[kTile];
+  for (std::int64_t p = 0; p < z.panels(); ++p) {
+    load_strip(z, p, first, count, tile);
+    load_strip(problem.targets, p, first, count, targets);
+    T panel_loss[kStrip] = {};
+    T panel_sum[kStrip] = {};
+    for (std::int64_t j = 0; j < z.lanes(p); ++j) {
+      const T* const x = tile + j * kStrip;
+      const T* const t = targets + j * kStrip;
+      for (std::int64_t i = 0; i < kStrip; ++i) {
+        const T target = madd(keep, t[i], uniform);
+        panel_loss[i] += cross_entropy::probability_term(target, log_sum[i], x[i] - strip.maximum[i]);
+        panel_sum[i] += target;
+      }
+    }
+    for (std::int64_t i = 0; i < kStrip; ++i) {
+      loss[i] += static_cast<double>(panel_loss[i]);
+      target_sum[i] += static_cast<double>(panel_sum[i]);
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t r = first + i;
+    const double weight = weight_of(problem, r);
+    block.loss += weight * loss[i];
+    block.hits += strip.argmax[i] == target_argmax[i] ? weight : 0.0;
+    block.weight += weight;
+    if (!gradient.data) continue;
+    const T factor = static_cast<T>(problem.gradient_scale * weight);
+    const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);
+    const T total = static_cast<T>(target_sum[i]);
+    for (std::int64_t p = 0; p < z.panels(); ++p) {
+      const T* const t = problem.targets.row(p, r);
+      T* const g = gradient.row(p, r);
+      transform(g, 1, z.lanes(p), [=](std::int64_t j) {
+        return factor * cross_entropy::probability_gradient(g[j], inverse_sum,
+                                                            madd(keep, t[j], uniform), total);
+      });
+    }
+  }
+}
+
+template <class T>
+TW_INLINE T sum_lanes(const T (&x)[kPanel]) {
+  T total = x[0];
+  for (std::int64_t j = 1; j < kPanel; ++j) total += x[j];
+  return total;
+}
+
+// f(first row, number of rows) for the strips of a range of rows.
+template <class F>
+TW_INLINE void for_strips(Range rows, F&& f) {
+  for (std::int64_t first = rows.begin; first < rows.end; first += kStrip) {
+    f(first, rows.end - first < kStrip ? rows.end - first : kStrip);
+  }
+}
+
+// Whether prediction z agrees with target t; what counts depends on the kind of target.
+template <TargetKind kTarget, class T>
+TW_INLINE bool agrees(T z, T t) {
+  if constexpr (kTarget == TargetKind::sign) {
+    return z * t > T(0);
+  } else if constexpr (kTarget == TargetKind::unit_interval) {
+    return (z > T(0)) == (t > T(0.5));
+  } else {
+    return false;
+  }
+}
+
+template <class Rule, class T>
+BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
+  const Panels<const T> z = problem.outputs;
+  const T parameter = static_cast<T>(problem.parameter);
+  double loss[kPanel] = {};
+  double hits[kPanel] = {};
+  BlockLoss block;
+  for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+    const double weight = weight_of(problem, r);
+    const T factor = static_cast<T>(problem.gradient_scale * weight);
+    block.weight += weight;
+    for (std::int64_t p = 0; p < z.panels(); ++p) {
+      const T* const output = z.row(p, r);
+      const T* const target = problem.targets.row(p, r);
+      const std::int64_t lanes = z.lanes(p);
+      for (std::int64_t j = 0; j < kPanel; ++j) {
+        const double term = weight * static_cast<double>(
+                                         Rule::value(output[j], target[j], parameter));
+        loss[j] += j < lanes ? term : 0.0;
+      }
+      if constexpr (Rule::target != TargetKind::real) {
+        for (std::int64_t j = 0; j < kPanel; ++j) {
+          const double hit = agrees<Rule::target>(output[j], target[j]) ? weight : 0.0;
+          hits[j] += j < lanes ? hit : 0.0;
+        }
+      }
+      if (problem.gradient.data) {
+        transform(problem.gradient.row(p, r), 1, lanes, [=](std::int64_t j) {
+          return factor * Rule::gradient(output[j], target[j], parameter);
+        });
+      }
+    }
+  }
+  block.loss = sum_lanes(loss);
+  block.hits = sum_lanes(hits) / static_cast<double>(z.width);
+  return block;
+}
+
+}  // namespace
+
+template <class T>
+void softmax_cross_entropy(const Loss<T>& problem, Range blocks) {
+  for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const Range rows = row_block(block, problem.outputs.rows);
+    BlockLoss sums;
+    for_strips(rows, [&](std::int64_t first, std::int64_t count) {
+      if (problem.labels) {
+        label_strip(problem, first, count, sums);
+      } else {
+        probability_strip(problem, first, count, sums);
+      }
+    });
+    problem.blocks[block] = sums;
+  }
+}
+
+template <class T>
+void elementwise_loss(int loss_id, const Loss<T>& problem, Range blocks) {
+  dispatch_loss(loss_id, [&](auto rule) {
+    for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
+      problem.blocks[block] =
+          elementwise_block<decltype(rule)>(problem, row_block(block, problem.outputs.rows));
+    }
+  });
+}
+
+template <class T>
+void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
+  FloatBits<T> labels[kStrip];
+  for (auto& label : labels) label = kNoLabel<T>;
+  for_strips(rows, [&](std::int64_t first, std::int64_t count) {
+    Strip<T> strip;
+    find_maxima(logits, first, count, strip.maximum, strip.argmax);
+    sum_exponentials(logits, first, count, labels, probabilities, strip);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);
+      for (std::int64_t p = 0; p < logits.panels(); ++p) {
+        T* const row = probabilities.row(p, first + i);
+        transform(row, 1, logits.lanes(p), [=](std::int64_t j) { return row[j] * inverse_sum; });
+      }
+    }
+  });
+}
+
+#define TW_INSTANTIATE(T)                                              \
+  template void softmax_cross_entropy(const Loss<T>&, Range);          \
+  template void elementwise_loss(int, const Loss<T>&, Range);          \
+  template void softmax(Panels<const T>, Panels<T>, Range);
+TW_INSTANTIATE(float)
+TW_INSTANTIATE(double)
+#undef TW_INSTANTIATE
+
+}  // namespace TW_ISA
+}  // namespace thalweg::cpu

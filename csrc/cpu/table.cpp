@@ -1,0 +1,52 @@
+// The table of this instruction set's kernels.
+#include "cpu/operations.h"
+
+#define TW_TEXT(x) TW_TEXT_OF(x)
+#define TW_TEXT_OF(x) #x
+
+namespace thalweg::cpu {
+inline namespace TW_ISA {
+namespace {
+
+template <class T>
+constexpr Kernels<T> kTable{
+    .name = TW_TEXT(TW_ISA),
+    .gather = &gather<T>,
+    .scatter = &scatter<T>,
+    .all_finite = &all_finite<T>,
+    .gemm = &gemm<T>,
+    .wgrad_tile = &wgrad_tile<T>,
+    .transpose_tile = &transpose_tile<T>,
+    .column_sum = &column_sum<T>,
+    .activation = &activation<T>,
+    .activation_backward = &activation_backward<T>,
+    .dropout = &dropout<T>,
+    .add = &add<T>,
+    .accumulate = &accumulate<T>,
+    .copy = &copy<T>,
+    .maxout = &maxout<T>,
+    .maxout_backward = &maxout_backward<T>,
+    .column_statistics = &column_statistics<T>,
+    .merge_statistics = &merge_statistics<T>,
+    .batch_norm = &batch_norm<T>,
+    .batch_norm_backward_sums = &batch_norm_backward_sums<T>,
+    .batch_norm_backward = &batch_norm_backward<T>,
+    .softmax_cross_entropy = &softmax_cross_entropy<T>,
+    .elementwise_loss = &elementwise_loss<T>,
+    .softmax = &softmax<T>,
+    .optimizer_step = &optimizer_step<T>,
+    .optimizer_theta = &optimizer_theta<T>,
+    .average = &average<T>,
+    .sum_of_squares = &sum_of_squares<T>,
+    .scale = &scale<T>,
+    .axpy = &axpy<T>,
+    .finite = &finite<T>,
+};
+
+}  // namespace
+
+const Kernels<float>& float_kernels() { return kTable<float>; }
+const Kernels<double>& double_kernels() { return kTable<double>; }
+
+}  // namespace TW_ISA
+}  // namespace thalweg::cpu

@@ -1,0 +1,164 @@
+// The dense layer's parameter gradients: tiles of X^T dY, column sums, and the transposed copy of a
+// tile of weights.
+#include "cpu/micro_kernel.h"
+#include "cpu/operations.h"
+
+namespace thalweg::cpu {
+inline namespace TW_ISA {
+namespace {
+
+// kRows x (kVectors vectors) of a tile; all pointers at its first row and column.
+template <class T>
+struct BlockArguments {
+  const T* x;
+  const T* dy;
+  std::int64_t rows;
+  T* tile;
+  bool add;             // to what the tile holds
+  std::int64_t column;  // of the block within the tile
+  std::int64_t lanes;   // valid columns of the tile
+};
+
+template <class T, int kVectors>
+struct GradientBlock {
+  template <int kRows>
+  struct Rows {
+    static void run(const BlockArguments<T>& arguments) {
+      const BlockArguments<T> block = arguments;
+      Accumulator<T, kRows, kVectors> sum;
+      sum.clear();
+      sum.template multiply<1, kPanel>(block.x, block.dy, block.rows);
+      const bool tail = block.lanes < block.column + kVectors * Vec<T>::kLanes;
+      TW_UNROLL(16)
+      for (int i = 0; i < kRows; ++i) {
+        TW_UNROLL(2)
+        for (int j = 0; j < kVectors; ++j) {
+          T* const at = block.tile + i * kPanel + j * Vec<T>::kLanes;
+          Vec<T> x = sum.at[i][j];
+          if (block.add) x = Vec<T>::load(at) + x;
+          if (tail) x = keep_lanes(x, block.column + j * Vec<T>::kLanes, block.lanes);
+          x.store(at);
+        }
+      }
+    }
+  };
+};
+
+template <class T, int kVectors>
+void multiply_group(BlockArguments<T> block, std::int64_t tile_rows) {
+  constexpr int kMost = kMaxRows<kVectors>;
+  static constexpr BlockTable<GradientBlock<T, kVectors>::template Rows, BlockArguments<T>, kMost>
+      kTable;
+  const T* const x = block.x;
+  T* const tile = block.tile;
+  for_row_parts<kMost>(tile_rows, [&](std::int64_t i, std::int64_t count) {
+    block.x = x + i;
+    block.tile = tile + i * kPanel;
+    kTable.run[count - 1](block);
+  });
+}
+
+// A square of vectors, transposed in registers.
+template <class T>
+TW_INLINE void transpose_square(const T* from, T* to) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Vec<T> a[kLanes];
+  Vec<T> b[kLanes];
+  TW_UNROLL(16)
+  for (int i = 0; i < kLanes; ++i) a[i] = Vec<T>::load(from + i * kPanel);
+  // log2(kLanes) perfect shuffles of the rows.
+  TW_UNROLL(4)
+  for (int stage = 1; stage < kLanes; stage *= 2) {
+    TW_UNROLL(16)
+    for (int i = 0; i < kLanes / 2; ++i) {
+      b[2 * i] = interleave<false>(a[i], a[i + kLanes / 2]);
+      b[2 * i + 1] = interleave<true>(a[i], a[i + kLanes / 2]);
+    }
+    TW_UNROLL(16)
+    for (int i = 0; i < kLanes; ++i) a[i] = b[i];
+  }
+  TW_UNROLL(16)
+  for (int i = 0; i < kLanes; ++i) a[i].store(to + i * kPanel);
+}
+
+}  // namespace
+
+template <class T>
+void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
+                std::int64_t rows, bool accumulate, T* tile) {
+  constexpr std::int64_t kLanes = Vec<T>::kLanes;
+  const std::int64_t vectors = ceil_div(dy_lanes, kLanes);
+  std::int64_t begin = 0;
+  do {
+    for (std::int64_t vector = 0; vector < vectors; vector += kGroupVectors) {
+      const std::int64_t column = vector * kLanes;
+      const BlockArguments<T> group{.x = x + begin * kPanel,
+                                    .dy = dy + begin * kPanel + column,
+                                    .rows = rows - begin < kPromote ? rows - begin : kPromote,
+                                    .tile = tile + column,
+                                    .add = accumulate || begin > 0,
+                                    .column = column,
+                                    .lanes = dy_lanes};
+      if (vectors - vector >= kGroupVectors) {
+        multiply_group<T, kGroupVectors>(group, x_lanes);
+      } else {
+        multiply_group<T, 1>(group, x_lanes);
+      }
+    }
+    begin += kPromote;
+  } while (begin < rows);
+  for (std::int64_t i = 0; i < kPanel; ++i) {
+    for (std::int64_t j = i < x_lanes ? vectors * kLanes : 0; j < kPanel; ++j) {
+      tile[i * kPanel + j] = T(0);
+    }
+  }
+}
+
+template <class T>
+void transpose_tile(const T* tile, T* transposed) {
+  for (std::int64_t i = 0; i < kPanel; i += Vec<T>::kLanes) {
+    for (std::int64_t j = 0; j < kPanel; j += Vec<T>::kLanes) {
+      transpose_square(tile + i * kPanel + j, transposed + j * kPanel + i);
+    }
+  }
+}
+
+template <class T>
+void column_sum(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate, T* out) {
+  double total[kPanel] = {};
+  for (std::int64_t block = 0; block < row_blocks_of(rows); ++block) {
+    const Range range = row_block(block, rows);
+    T sum[kPanel];
+    for (std::int64_t vector = 0; vector < kPanelVectors<T>; ++vector) {
+      const std::int64_t column = vector * Vec<T>::kLanes;
+      // Even and odd rows apart: two chains of additions per vector.
+      Vec<T> even = Vec<T>::zero();
+      Vec<T> odd = Vec<T>::zero();
+      const T* row = panel + range.begin * kPanel + column;
+      for (std::int64_t pair = range.size() / 2; pair > 0; --pair) {
+        even = even + Vec<T>::load(row);
+        odd = odd + Vec<T>::load(row + kPanel);
+        row += 2 * kPanel;
+      }
+      if (range.size() % 2 != 0) even = even + Vec<T>::load(row);
+      (even + odd).store(sum + column);
+    }
+    for (std::int64_t j = 0; j < kPanel; ++j) total[j] += static_cast<double>(sum[j]);
+  }
+  for (std::int64_t j = 0; j < kPanel; ++j) {
+    const double before = accumulate ? static_cast<double>(out[j]) : 0.0;
+    out[j] = j < lanes ? static_cast<T>(before + total[j]) : T(0);
+  }
+}
+
+#define TW_INSTANTIATE(T)                                                                      \
+  template void wgrad_tile(const T*, std::int64_t, const T*, std::int64_t, std::int64_t, bool, \
+                           T*);                                                                \
+  template void transpose_tile(const T*, T*);                                                  \
+  template void column_sum(const T*, std::int64_t, std::int64_t, bool, T*);
+TW_INSTANTIATE(float)
+TW_INSTANTIATE(double)
+#undef TW_INSTANTIATE
+
+}  // namespace TW_ISA
+}  // namespace thalweg::cpu

@@ -1,0 +1,54 @@
+// Sizes and places of a workspace's buffers.
+#include "network/workspace.h"
+
+namespace thalweg {
+
+template <class T>
+Workspace<T>::Workspace(const Plan& plan, std::int64_t capacity, bool gradients)
+    : capacity_(capacity), gradients_(gradients), rows_(capacity) {
+  const std::int64_t blocks = row_blocks_of(capacity);
+  std::int64_t value_width = 0;
+  std::int64_t gradient_width = 0;
+  const auto buffers = static_cast<int>(plan.buffers.size());
+  gradient_offset_.assign(plan.buffers.size(), 0);
+  for (int b = 0; b < buffers; ++b) {
+    const std::int64_t padded = round_up(plan.buffers[b].width, kPanel);
+    width_.push_back(plan.buffers[b].width);
+    value_offset_.push_back(value_width);
+    value_width += padded;
+    if (gradients && plan.buffers[b].gradient_alias < 0) {
+      gradient_offset_[b] = gradient_width;
+      gradient_width += padded;
+    }
+  }
+  for (int b = 0; b < buffers; ++b) {
+    int source = b;
+    while (plan.buffers[source].gradient_alias >= 0) source = plan.buffers[source].gradient_alias;
+    gradient_offset_[b] = gradient_offset_[source];
+  }
+  std::int64_t statistics = 0;
+  for (const BatchNormState& state : plan.states) {
+    statistics_offset_.push_back(statistics);
+    padded_.push_back(state.padded);
+    statistics += 4 * state.padded;
+  }
+  values_ = Arena<T>(value_width * capacity);
+  gradient_values_ = Arena<T>(gradient_width * capacity);
+  statistics_ = Arena<T>(statistics);
+  batch_statistics_ = Arena<double>(statistics);
+  vector_gradients_ = Arena<T>(gradients ? plan.vector_size : 0);
+  block_statistics = Arena<cpu::BlockStatistics>(blocks * plan.max_batch_norm_panels);
+  block_sums = Arena<cpu::BlockSums>(gradients ? blocks * plan.max_batch_norm_panels : 0);
+  block_rows = Arena<double>(blocks);
+  block_weights = Arena<double>(blocks);
+  block_losses = Arena<cpu::BlockLoss>(blocks);
+  row_weights = Arena<T>(capacity);
+  labels = Arena<std::int64_t>(capacity);
+  row_index = Arena<std::int64_t>(capacity);
+  targets = Arena<T>(round_up(plan.out_features, kPanel) * capacity);
+}
+
+template class Workspace<float>;
+template class Workspace<double>;
+
+}  // namespace thalweg

@@ -1,0 +1,249 @@
+// Data checks and gathering.
+#include "training/data.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "cpu/kernels.h"
+#include "math/losses.h"
+
+namespace thalweg {
+namespace {
+
+template <class Source>
+Source load(const std::byte* at) {
+  Source value;
+  std::memcpy(&value, at, sizeof(value));
+  return value;
+}
+
+double half_to_double(std::uint16_t bits) {
+  const int exponent = bits >> 10 & 0x1f;
+  const int fraction = bits & 0x3ff;
+  double magnitude;
+  if (exponent == 31)
+    magnitude = fraction ? std::nan("") : HUGE_VAL;
+  else if (exponent == 0)
+    magnitude = std::ldexp(fraction, -24);
+  else
+    magnitude = std::ldexp(fraction + 1024, exponent - 25);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+double bfloat16_to_double(std::uint16_t bits) {
+  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+  return load<float>(reinterpret_cast<const std::byte*>(&wide));
+}
+
+// f(read) with read(address) -> the element as double (labels: exact below 2^53, checked by range).
+template <class F>
+decltype(auto) with_reader(DType dtype, F&& f) {
+  const auto reader = [&]<class Source>() {
+    return f([](const std::byte* at) { return static_cast<double>(load<Source>(at)); });
+  };
+  switch (dtype) {
+    case DType::kBool:
+    case DType::kUInt8:
+      return reader.template operator()<std::uint8_t>();
+    case DType::kInt8:
+      return reader.template operator()<std::int8_t>();
+    case DType::kInt16:
+      return reader.template operator()<std::int16_t>();
+    case DType::kInt32:
+      return reader.template operator()<std::int32_t>();
+    case DType::kInt64:
+      return reader.template operator()<std::int64_t>();
+    case DType::kUInt16:
+      return reader.template operator()<std::uint16_t>();
+    case DType::kUInt32:
+      return reader.template operator()<std::uint32_t>();
+    case DType::kUInt64:
+      return reader.template operator()<std::uint64_t>();
+    case DType::kFloat16:
+      return f([](const std::byte* at) { return half_to_double(load<std::uint16_t>(at)); });
+    case DType::kBFloat16:
+      return f([](const std::byte* at) { return bfloat16_to_double(load<std::uint16_t>(at)); });
+    case DType::kFloat32:
+      return reader.template operator()<float>();
+    case DType::kFloat64:
+      break;
+  }
+  return reader.template operator()<double>();
+}
+
+const std::byte* element(const ArrayView& array, std::int64_t row, std::int64_t col = 0) {
+  return static_cast<const std::byte*>(array.data) + row * array.row_stride + col * array.col_stride;
+}
+
+std::string shape_text(const ArrayView& array) {
+  return array.dimensions == 1 ? concat("(", array.rows, ",)")
+                               : concat("(", array.rows, ", ", array.cols, ")");
+}
+
+// The first element that fails `good` is reported with its place.
+template <class Good>
+void check_elements(const ArrayView& array, const std::string& operation, const char* name,
+                    const char* expected, Good good) {
+  with_reader(array.dtype, [&](auto read) {
+    for (std::int64_t r = 0; r < array.rows; ++r)
+      for (std::int64_t c = 0; c < array.cols; ++c) {
+        const double value = read(element(array, r, c));
+        if (good(value)) continue;
+        const std::string place =
+            array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
+        throw ValueError(concat("[", operation, "] expected ", expected, ", got ", name, place, " = ",
+                                value));
+      }
+  });
+}
+
+void check_weights(const ArrayView& weights, std::int64_t rows, const std::string& operation) {
+  expect<ValueError>(weights.dimensions == 1 && weights.rows == rows, "[", operation,
+                     "] expected sample_weight of shape (", rows, ",), got ", shape_text(weights));
+  check_elements(weights, operation, "sample_weight", "finite sample weights >= 0",
+                 [](double w) { return w >= 0.0 && std::isfinite(w); });
+  double total = 0.0;
+  with_reader(weights.dtype, [&](auto read) {
+    for (std::int64_t r = 0; r < rows; ++r) total += read(element(weights, r));
+  });
+  expect<ValueError>(total > 0.0, "[", operation,
+                     "] expected sample weights with a positive sum, got all zeros");
+}
+
+Targets check_cross_entropy_target(const Plan& plan, const ArrayView& y,
+                                   const std::string& operation) {
+  const std::int64_t classes = plan.out_features;
+  if (y.dimensions == 1) {
+    expect<TypeError>(is_integer(y.dtype), "[", operation,
+                      "] expected integer labels or probabilities of shape (n, ", classes,
+                      ") for cross_entropy, got a one-dimensional array of ", dtype_name(y.dtype),
+                      "; cast labels with y.astype(int)");
+    check_elements(y, operation, "y", concat("labels in [0, ", classes, ")").c_str(),
+                   [&](double v) { return v >= 0.0 && v < static_cast<double>(classes); });
+    return Targets::kLabels;
+  }
+  expect<ValueError>(y.cols == classes, "[", operation, "] expected probabilities of shape (", y.rows,
+                     ", ", classes, "), one column per output, got ", shape_text(y),
+                     "; integer labels are one-dimensional");
+  check_elements(y, operation, "y", "finite probabilities >= 0",
+                 [](double v) { return v >= 0.0 && std::isfinite(v); });
+  return Targets::kDense;
+}
+
+void check_dense_target(const Plan& plan, const ArrayView& y, const std::string& operation) {
+  expect<ValueError>((y.dimensions == 1 && plan.out_features == 1) || y.cols == plan.out_features ||
+                         y.dimensions != 2,
+                     "[", operation, "] expected y.shape[1] == ", plan.out_features,
+                     ", one column per output, got ", shape_text(y));
+  expect<ValueError>(y.dimensions == 2 || plan.out_features == 1, "[", operation,
+                     "] expected y of shape (", y.rows, ", ", plan.out_features, "), got ",
+                     shape_text(y));
+  const auto target = dispatch_loss(plan.description.loss.elementwise,
+                                    [](auto loss) { return decltype(loss)::target; });
+  const char* name = loss_name(plan.description.loss.elementwise);
+  switch (target) {
+    case TargetKind::real:
+      check_elements(y, operation, "y", "finite targets", [](double v) { return std::isfinite(v); });
+      break;
+    case TargetKind::unit_interval:
+      check_elements(y, operation, "y", concat("targets in [0, 1] for ", name).c_str(),
+                     [](double v) { return v >= 0.0 && v <= 1.0; });
+      break;
+    case TargetKind::sign:
+      check_elements(y, operation, "y", concat("targets -1 or +1 for ", name).c_str(),
+                     [](double v) { return v == 1.0 || v == -1.0; });
+      break;
+  }
+}
+
+}  // namespace
+
+void check_input(const Plan& plan, const ArrayView& x, const std::string& operation,
+                 bool require_finite) {
+  expect<ValueError>(x.dimensions == 2, "[", operation, "] expected x of shape (n, ",
+                     plan.in_features, "), got ", shape_text(x),
+                     x.dimensions == 1 ? "; reshape one row with x.reshape(1, -1)" : "");
+  expect<ValueError>(x.cols == plan.in_features, "[", operation, "] expected x.shape[1] == ",
+                     plan.in_features, " (in_features), got ", shape_text(x));
+  expect<ValueError>(x.rows >= 1, "[", operation, "] expected at least one row, got ",
+                     shape_text(x));
+  if (!require_finite || is_integer(x.dtype)) return;
+  if (!cpu::kernels<float>().all_finite(x, {0, x.rows}))
+    check_elements(x, operation, "x", "finite x", [](double v) { return std::isfinite(v); });
+}
+
+Targets check_data(const Plan& plan, const Data& data, const std::string& operation,
+                   bool require_finite) {
+  check_input(plan, data.x, operation, require_finite);
+  if (data.weights.present()) check_weights(data.weights, data.x.rows, operation);
+  if (plan.description.loss.kind == LossDescription::Kind::kCustom) return Targets::kNone;
+  expect<ValueError>(data.y.present(), "[", operation, "] expected targets y, got none");
+  expect<ValueError>(data.y.rows == data.x.rows, "[", operation, "] expected len(y) == len(x) (",
+                     data.x.rows, "), got ", data.y.rows);
+  if (plan.description.loss.kind == LossDescription::Kind::kCrossEntropy)
+    return check_cross_entropy_target(plan, data.y, operation);
+  check_dense_target(plan, data.y, operation);
+  return Targets::kDense;
+}
+
+void check_class_weights(const Plan& plan, const std::vector<double>& weights, Targets targets,
+                         const std::string& operation) {
+  if (weights.empty()) return;
+  expect<ValueError>(targets == Targets::kLabels, "[", operation,
+                     "] expected integer labels with class_weight; use sample_weight with other "
+                     "targets");
+  expect<ValueError>(static_cast<std::int64_t>(weights.size()) == plan.out_features, "[", operation,
+                     "] expected one class weight per output (", plan.out_features, "), got ",
+                     weights.size());
+  for (const double w : weights)
+    expect<ValueError>(w >= 0.0 && std::isfinite(w), "[", operation,
+                       "] expected finite class weights >= 0, got ", w);
+}
+
+template <class T>
+double row_weight(const Batch& batch, std::int64_t row) {
+  const Data& data = *batch.data;
+  double weight = 1.0;
+  if (data.weights.present())
+    weight = with_reader(data.weights.dtype,
+                         [&](auto read) { return read(element(data.weights, row)); });
+  if (batch.class_weights != nullptr) {
+    const auto label = with_reader(data.y.dtype, [&](auto read) { return read(element(data.y, row)); });
+    weight *= (*batch.class_weights)[static_cast<std::size_t>(label)];
+  }
+  return static_cast<double>(static_cast<T>(weight));
+}
+
+template <class T>
+void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
+            Workspace<T>& workspace) {
+  const Data& data = *batch.data;
+  const Panels<T> x = workspace.value(0);
+  const Panels<T> targets{workspace.targets.data(), batch.rows,
+                          batch.targets == Targets::kDense ? data.y.cols : 0};
+  const auto row_of = [&](std::int64_t r) {
+    return batch.index != nullptr ? batch.index[r] : batch.first + r;
+  };
+  team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
+    const Range rows = row_block(block, batch.rows);
+    kernels.gather(data.x, batch.index, batch.first, rows, x);
+    if (batch.targets == Targets::kDense)
+      kernels.gather(data.y, batch.index, batch.first, rows, targets);
+    if (batch.targets == Targets::kLabels)
+      with_reader(data.y.dtype, [&](auto read) {
+        for (std::int64_t r = rows.begin; r < rows.end; ++r)
+          workspace.labels[r] = static_cast<std::int64_t>(read(element(data.y, row_of(r))));
+      });
+    if (batch.weighted() || batch.fill_weights)
+      for (std::int64_t r = rows.begin; r < rows.end; ++r)
+        workspace.row_weights[r] = static_cast<T>(row_weight<T>(batch, row_of(r)));
+  });
+}
+
+template double row_weight<float>(const Batch&, std::int64_t);
+template double row_weight<double>(const Batch&, std::int64_t);
+template void gather(Team&, const Batch&, const cpu::Kernels<float>&, Workspace<float>&);
+template void gather(Team&, const Batch&, const cpu::Kernels<double>&, Workspace<double>&);
+
+}  // namespace thalweg

@@ -1,0 +1,323 @@
+// Pure passes: evaluation, prediction, loss and gradient. They write to workspaces of their own and may
+// run from many threads at once.
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "math/activations.h"
+#include "math/losses.h"
+#include "training/typed_model.h"
+
+namespace thalweg {
+namespace {
+
+// Workspaces kept for later calls.
+constexpr std::size_t kPooledWorkspaces = 8;
+
+}  // namespace
+
+template <class T>
+class TypedModel<T>::Lease {
+ public:
+  Lease(const TypedModel& model, std::int64_t rows, bool gradients) : model_(model) {
+    {
+      const std::lock_guard lock(model.pool_mutex_);
+      auto& pool = model.pool_;
+      const auto fits = [&](const auto& workspace) {
+        return workspace->capacity() >= rows && workspace->has_gradients() == gradients;
+      };
+      const auto found = std::find_if(pool.begin(), pool.end(), fits);
+      if (found != pool.end()) {
+        workspace_ = std::move(*found);
+        pool.erase(found);
+      }
+    }
+    if (!workspace_) workspace_ = std::make_unique<Workspace<T>>(model.plan_, rows, gradients);
+    workspace_->set_rows(rows);
+  }
+  ~Lease() {
+    const std::lock_guard lock(model_.pool_mutex_);
+    if (model_.pool_.size() >= kPooledWorkspaces) model_.pool_.erase(model_.pool_.begin());
+    model_.pool_.push_back(std::move(workspace_));
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  Workspace<T>& operator*() const { return *workspace_; }
+  Workspace<T>* operator->() const { return workspace_.get(); }
+
+ private:
+  const TypedModel& model_;
+  std::unique_ptr<Workspace<T>> workspace_;
+};
+
+template <class T>
+template <class Visit>
+void TypedModel<T>::infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
+                          const char* operation, Visit&& visit) const {
+  expect<ValueError>(batch_size >= 1, "[", operation, "] expected batch_size >= 1, got ", batch_size);
+  // Whole row blocks, so that sums over rows do not depend on the batch size.
+  const std::int64_t chunk = std::min(round_up(batch_size, kRowBlock), x.rows);
+  const Lease workspace(*this, chunk, false);
+  Executor<T> executor(plan_, parameters_, *workspace, kernels_);
+  Data data;
+  data.x = x;
+  for (std::int64_t first = 0; first < x.rows; first += chunk) {
+    Batch batch;
+    batch.data = &data;
+    batch.first = first;
+    batch.rows = std::min(chunk, x.rows - first);
+    workspace->set_rows(batch.rows);
+    const bool interrupted = ThreadPool::shared().run(
+        threads_for(batch.rows, 1.0),
+        [&](Team& team) {
+          gather(team, batch, kernels_, *workspace);
+          executor.forward(team, Pass{});
+          visit(team, executor, *workspace, batch);
+        },
+        interrupt);
+    if (interrupted) throw Interrupted(concat("[", operation, "] interrupted"));
+  }
+}
+
+template <class T>
+double TypedModel<T>::call_custom_loss(Workspace<T>& workspace, int output, const CustomLoss& loss,
+                                       double scale) const {
+  const Panels<T> outputs = workspace.value(output);
+  const auto size = static_cast<std::size_t>(outputs.rows * outputs.width);
+  std::vector<T> predictions(size), gradient(size);
+  kernels_.scatter(outputs, {0, outputs.rows}, predictions.data(), outputs.width);
+  const double value =
+      loss(predictions.data(), workspace.row_index.data(), outputs.rows, gradient.data());
+  if (workspace.has_gradients()) {
+    for (T& element : gradient) element = static_cast<T>(scale * static_cast<double>(element));
+    kernels_.gather(ArrayView::matrix(gradient.data(), outputs.rows, outputs.width), nullptr, 0,
+                    {0, outputs.rows}, workspace.gradient(plan_.output));
+  }
+  return value;
+}
+
+template <class T>
+Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
+                                const Interrupt& interrupt) const {
+  const Targets targets = check_data(plan_, data, "evaluate", false);
+  const bool custom = plan_.description.loss.kind == LossDescription::Kind::kCustom;
+  expect<ValueError>(!custom || custom_loss_,
+                     "[evaluate] expected a loss callable for a model with a custom loss, got none");
+  expect<ValueError>(batch_size >= 1, "[evaluate] expected batch_size >= 1, got ", batch_size);
+  const std::int64_t rows = data.x.rows;
+  const std::int64_t chunk = std::min(round_up(batch_size, kRowBlock), rows);
+  const Lease workspace(*this, chunk, false);
+  Executor<T> executor(plan_, parameters_, *workspace, kernels_);
+  LossTotals sum;
+  for (std::int64_t first = 0; first < rows; first += chunk) {
+    Batch batch;
+    batch.data = &data;
+    batch.targets = targets;
+    batch.first = first;
+    batch.rows = std::min(chunk, rows - first);
+    workspace->set_rows(batch.rows);
+    LossTotals totals;
+    const bool interrupted = ThreadPool::shared().run(
+        threads_for(batch.rows, 1.0),
+        [&](Team& team) {
+          gather(team, batch, kernels_, *workspace);
+          executor.forward(team, Pass{});
+          if (!custom)
+            executor.loss(team, Mode::kInference, 0.0, batch.weighted(), targets == Targets::kDense,
+                          &totals);
+        },
+        interrupt);
+    if (interrupted) throw Interrupted("[evaluate] interrupted");
+    if (custom) {
+      for (std::int64_t r = 0; r < batch.rows; ++r) workspace->row_index[r] = first + r;
+      totals.weight = static_cast<double>(batch.rows);
+      totals.loss = call_custom_loss(*workspace, executor.resolve(plan_.output, Mode::kInference),
+                                     custom_loss_, 0.0) * totals.weight;
+    }
+    sum.loss += totals.loss;
+    sum.hits += totals.hits;
+    sum.weight += totals.weight;
+  }
+  return metrics_of(sum);
+}
+
+template <class T>
+void TypedModel<T>::predict(const ArrayView& x, std::int64_t batch_size, void* out,
+                            const Interrupt& interrupt) const {
+  check_input(plan_, x, "predict", false);
+  const std::int64_t width = plan_.out_features;
+  infer(x, batch_size, interrupt, "predict",
+        [&](Team& team, const Executor<T>& executor, Workspace<T>& workspace, const Batch& batch) {
+          const Panels<T> outputs =
+              workspace.value(executor.resolve(plan_.output, Mode::kInference));
+          T* to = static_cast<T*>(out) + batch.first * width;
+          team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
+            const Range rows = row_block(block, batch.rows);
+            kernels_.scatter(outputs, rows, to, width);
+          });
+        });
+}
+
+template <class T>
+void TypedModel<T>::predict_probabilities(const ArrayView& x, std::int64_t batch_size, void* out,
+                                          const Interrupt& interrupt) const {
+  check_input(plan_, x, "predict_proba", false);
+  const LossDescription& loss = plan_.description.loss;
+  const bool softmax = loss.kind == LossDescription::Kind::kCrossEntropy;
+  const bool elementwise = loss.kind == LossDescription::Kind::kElementwise;
+  expect<ValueError>(
+      softmax || (elementwise && (loss.elementwise == kLossBinaryCrossEntropy ||
+                                  loss.elementwise == kLossLogistic)),
+      "[predict_proba] expected a model with a loss of class probabilities (cross_entropy, "
+      "binary_cross_entropy, logistic); use predict");
+  const std::int64_t width = plan_.out_features;
+  infer(x, batch_size, interrupt, "predict_proba",
+        [&](Team& team, const Executor<T>& executor, Workspace<T>& workspace, const Batch& batch) {
+          const Panels<T> outputs =
+              workspace.value(executor.resolve(plan_.output, Mode::kInference));
+          const Panels<T> probabilities{workspace.targets.data(), batch.rows, width};
+          T* to = static_cast<T*>(out) + batch.first * width;
+          team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
+            const Range rows = row_block(block, batch.rows);
+            if (softmax)
+              kernels_.softmax(outputs, probabilities, rows);
+            else
+              kernels_.activation(outputs, probabilities, {kActivationSigmoid, 0.0}, rows,
+                                  {0, probabilities.panels()});
+            kernels_.scatter(probabilities, rows, to, width);
+          });
+        });
+}
+
+template <class T>
+void TypedModel<T>::activations(const ArrayView& x, bool training,
+                                const std::vector<void*>& out) const {
+  check_input(plan_, x, "activations", false);
+  expect<ValueError>(out.size() == plan_.layers.size(), "[activations] expected ",
+                     plan_.layers.size(), " outputs, one per layer, got ", out.size());
+  if (training) check_batch(x.rows, "activations");
+  // Unfused, every layer has a buffer.
+  const Plan plan = compile(plan_.description, false);
+  Workspace<T> workspace(plan, x.rows, false);
+  Executor<T> executor(plan, parameters_, workspace, kernels_);
+  Data data;
+  data.x = x;
+  Batch batch;
+  batch.data = &data;
+  batch.rows = x.rows;
+  batch.fill_weights = plan.has_weighted_batch_norm();
+  Pass pass;
+  pass.mode = training ? Mode::kTraining : Mode::kInference;
+  pass.seed = plan.description.seed;
+  pass.step = static_cast<std::uint64_t>(cursor_.steps);
+  pass.total_weight = static_cast<double>(x.rows);
+  ThreadPool::shared().run(threads_for(x.rows, 1.0), [&](Team& team) {
+    gather(team, batch, kernels_, workspace);
+    executor.forward(team, pass);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const Panels<T> value =
+          workspace.value(executor.resolve(plan.layers[i].buffer, pass.mode));
+      team.for_each(row_blocks_of(value.rows), [&](std::int64_t block) {
+        kernels_.scatter(value, row_block(block, value.rows), static_cast<T*>(out[i]), value.width);
+      });
+    }
+  });
+}
+
+template <class T>
+Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions& options,
+                                         void* gradient, void* input_gradient) const {
+  const Targets targets = check_data(plan_, data, "loss_and_grad", false);
+  if (options.training) check_batch(data.x.rows, "loss_and_grad");
+  const bool custom = plan_.description.loss.kind == LossDescription::Kind::kCustom;
+  const CustomLoss& custom_loss = options.custom_loss ? options.custom_loss : custom_loss_;
+  expect<ValueError>(!custom || custom_loss,
+                     "[loss_and_grad] expected a loss callable for a model with a custom loss, got "
+                     "none");
+  const std::int64_t rows = data.x.rows;
+  Batch batch;
+  batch.data = &data;
+  batch.targets = targets;
+  batch.rows = rows;
+  batch.fill_weights = options.training && plan_.has_weighted_batch_norm();
+  double weight = static_cast<double>(rows);
+  if (batch.weighted()) {
+    weight = 0.0;
+    for (std::int64_t r = 0; r < rows; ++r) weight += row_weight<T>(batch, r);
+  }
+  if (options.training) check_total_weight(weight, "loss_and_grad");
+
+  const bool with_gradient = gradient != nullptr || input_gradient != nullptr;
+  const Lease workspace(*this, rows, with_gradient);
+  const Parameters<T>& parameters = input_gradient ? with_fresh_transposed() : parameters_;
+  Executor<T> executor(plan_, parameters, *workspace, kernels_);
+  Pass pass;
+  pass.mode = options.training ? Mode::kTraining
+              : with_gradient  ? Mode::kFrozen
+                               : Mode::kInference;
+  pass.seed = plan_.description.seed;
+  pass.step = static_cast<std::uint64_t>(cursor_.steps);
+  pass.total_weight = weight;
+  pass.input_gradient = input_gradient != nullptr;
+  LossTotals totals;
+  Arena<T> gradients(gradient ? plan_.arena_size : 0);
+
+  const auto ahead = [&](Team& team) {
+    gather(team, batch, kernels_, *workspace);
+    executor.forward(team, pass);
+  };
+  const auto back = [&](Team& team) {
+    if (!with_gradient) return;
+    executor.backward(team, pass);
+    if (gradient)
+      team.for_each(static_cast<std::int64_t>(plan_.updates.size()), [&](std::int64_t u) {
+        write_gradient(executor, plan_.updates[u], false, gradients.data());
+      });
+    if (input_gradient) {
+      const Panels<T> dx = workspace->gradient(0);
+      team.for_each(row_blocks_of(rows), [&](std::int64_t block) {
+        kernels_.scatter(dx, row_block(block, rows), static_cast<T*>(input_gradient), dx.width);
+      });
+    }
+  };
+  const auto run = [&](const auto& body) {
+    if (ThreadPool::shared().run(threads_for(rows, 3.0), body, options.interrupt))
+      throw Interrupted("[loss_and_grad] interrupted");
+  };
+  if (custom) {
+    run(ahead);
+    for (std::int64_t r = 0; r < rows; ++r) workspace->row_index[r] = r;
+    totals.weight = weight;
+    totals.loss = call_custom_loss(*workspace, executor.resolve(plan_.output, pass.mode), custom_loss,
+                                   1.0) /
+                  loss_scale(weight);
+    run(back);
+  } else {
+    run([&](Team& team) {
+      ahead(team);
+      executor.loss(team, pass.mode, with_gradient ? loss_scale(weight) : 0.0, batch.weighted(),
+                    targets == Targets::kDense, &totals);
+      back(team);
+    });
+  }
+  if (gradient) unpack_flat(plan_, gradients.data(), static_cast<T*>(gradient));
+  return metrics_of(totals);
+}
+
+#define TW_INSTANTIATE(T)                                                                          \
+  template Metrics TypedModel<T>::evaluate(const Data&, std::int64_t, const Interrupt&) const;     \
+  template void TypedModel<T>::predict(const ArrayView&, std::int64_t, void*, const Interrupt&)    \
+      const;                                                                                       \
+  template void TypedModel<T>::predict_probabilities(const ArrayView&, std::int64_t, void*,        \
+                                                     const Interrupt&) const;                      \
+  template void TypedModel<T>::activations(const ArrayView&, bool, const std::vector<void*>&)      \
+      const;                                                                                       \
+  template Metrics TypedModel<T>::loss_and_gradient(const Data&, const GradientOptions&, void*,    \
+                                                    void*) const;                                  \
+  template double TypedModel<T>::call_custom_loss(Workspace<T>&, int, const CustomLoss&, double)    \
+      const;
+TW_INSTANTIATE(float)
+TW_INSTANTIATE(double)
+#undef TW_INSTANTIATE
+
+}  // namespace thalweg

@@ -1,0 +1,96 @@
+"""thalweg trains dense networks at the speed of the hardware.
+
+Layers, losses and optimizers are descriptions (`thalweg.nn`, `thalweg.losses`, `thalweg.optim`) that
+`Model` compiles for the CPU; `thalweg.ops` has the single operations.
+
+Examples
+--------
+>>> import thalweg as tw
+>>> from thalweg import nn, optim
+>>> network = nn.Sequential(nn.Dense(64), nn.BatchNorm(), nn.ReLU(), nn.Dense(10))
+>>> tw.Model(network, in_features=784, optimizer=optim.Adam(1e-3), device="cpu")
+Model(784 -> 10: dense, batch_norm, relu, dense; 50,954 parameters, float32, cpu)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from thalweg._core import CheckpointError, DeviceError, NonFiniteError, __version__
+
+if TYPE_CHECKING:
+    from thalweg import callbacks, datasets, errors, init, losses, nn, ops, optim, schedules
+    from thalweg.model import History, Model, Objective
+
+__all__ = [
+    "CheckpointError",
+    "DeviceError",
+    "History",
+    "Model",
+    "NonFiniteError",
+    "Objective",
+    "__version__",
+    "callbacks",
+    "datasets",
+    "errors",
+    "get_cmake_dir",
+    "init",
+    "losses",
+    "nn",
+    "ops",
+    "optim",
+    "schedules",
+]
+
+_FROM_MODEL = ("History", "Model", "Objective")
+_MODULES = (
+    "callbacks",
+    "datasets",
+    "errors",
+    "init",
+    "losses",
+    "nn",
+    "ops",
+    "optim",
+    "schedules",
+    "sklearn",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Submodules and classes on first use: importing the package stays fast."""
+    if name in _FROM_MODEL:
+        return getattr(importlib.import_module("thalweg.model"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"thalweg.{name}")
+    raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+def get_cmake_dir() -> str:
+    """Folder to give to CMake as ``thalweg_DIR``, for C and C++ programs that embed thalweg.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    FileNotFoundError
+        When this installation has no CMake package.
+    """
+    import os
+
+    from thalweg import _core
+
+    # An editable install's __file__ is in the source tree; the extension is where things were built.
+    folder = os.path.join(os.path.dirname(_core.__file__), "share", "cmake", "thalweg")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"[get_cmake_dir] expected a CMake package at {folder}, got nothing"
+        )
+    return folder

@@ -1,0 +1,146 @@
+"""e30: which optimizer? All of them, tuned with an equal budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from thalweg import Model, nn, optim
+from thalweg.datasets import Dataset
+
+from .base import Context, Experiment, Outcome, digits, error_rate, loss_or_infinity, mnist, train
+
+_OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "SGD": optim.SGD,
+    "momentum": optim.Momentum,
+    "Nesterov": optim.Nesterov,
+    "AdaGrad": optim.AdaGrad,
+    "RMSProp": optim.RMSProp,
+    "RMSProp + Nesterov": optim.RMSPropNesterov,
+    "AdaDelta": optim.AdaDelta,
+    "Adam": optim.Adam,
+    "AdamW": optim.AdamW,
+}
+_RATES = tuple(float(10 ** (k / 2)) for k in range(-9, 4))
+_STEPS = 600
+_BATCH = 32
+_WITHIN = 2.0
+_RECORD = 50
+
+
+class _Effective:
+    """AdaGrad's rate per parameter, e / (delta + sqrt r), as it shrinks."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self.steps: list[int] = []
+        self.median: list[float] = []
+
+    def on_step(self, model: Model, step: int, logs: dict[str, Any]) -> None:
+        """Record the median over the parameters that have moved."""
+        slots = next(iter(model.optimizer_state().values()))
+        sums = np.concatenate([np.ravel(value) for value in slots.values()])
+        self.steps.append(step)
+        self.median.append(float(self._rate / np.sqrt(np.median(sums[sums > 0]))))
+
+
+def _model(context: Context, data: Dataset, optimizer: Any) -> Model:
+    return Model(
+        nn.Sequential(nn.Dense(100), nn.ReLU(), nn.Dense(10)),
+        data.x_train.shape[1],
+        optimizer=optimizer,
+        seed=context.seed,
+        threads=context.threads,
+    )
+
+
+def _compare(context: Context, data: Dataset) -> dict[str, dict[str, Any]]:
+    steps = context.steps(_STEPS)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, make in _OPTIMIZERS.items():
+        losses: list[float] = []
+        errors: list[float] = []
+        seconds: list[float] = []
+        for rate in _RATES[::6] if context.quick else _RATES:
+            model = _model(context, data, make(rate))
+            started = time.perf_counter()
+            finite = train(model, data.x_train, data.y_train, steps, _BATCH)
+            seconds.append(time.perf_counter() - started)
+            losses.append(loss_or_infinity(model, data.x_train, data.y_train, finite))
+            errors.append(error_rate(model, data.x_test, data.y_test) if finite else 100.0)
+        best = int(np.argmin(losses))
+        good = [r for r, v in zip(_RATES, losses, strict=False) if v <= _WITHIN * losses[best]]
+        rows[name] = {
+            "rates": list(_RATES[: len(losses)]),
+            "loss_by_rate": [v if math.isfinite(v) else None for v in losses],
+            "best_rate": _RATES[best],
+            "loss": losses[best],
+            "test_error": errors[best],
+            "seconds": seconds[best],
+            "decades_within_2x": math.log10(max(good) / min(good)) if good else 0.0,
+        }
+    return rows
+
+
+def run(context: Context) -> Outcome:
+    """Train every optimizer at every rate of one grid and tabulate."""
+    data = digits()
+    values: dict[str, Any] = {"digits": _compare(context, data)}
+    large = None if context.quick else mnist()
+    if large is not None:
+        values["MNIST"] = _compare(context, large)
+
+    effective = _Effective(values["digits"]["AdaGrad"]["best_rate"])
+    model = _model(context, data, optim.AdaGrad(values["digits"]["AdaGrad"]["best_rate"]))
+    train(
+        model,
+        data.x_train,
+        data.y_train,
+        max(context.steps(_STEPS), 2 * _RECORD),
+        _BATCH,
+        callbacks=[effective],
+        callback_every=_RECORD,
+    )
+    shrinks = effective.median[0] / effective.median[-1]
+    values["adagrad_effective_rate"] = {"steps": effective.steps, "median": effective.median}
+
+    rows = values["digits"]
+    best = min(rows, key=lambda name: rows[name]["loss"])
+    widest = max(rows, key=lambda name: rows[name]["decades_within_2x"])
+    measured = (
+        f"digits: lowest loss {rows[best]['loss']:.2e} by {best}; widest range of good rates "
+        f"{rows[widest]['decades_within_2x']:.1f} decades by {widest} (Adam "
+        f"{rows['Adam']['decades_within_2x']:.1f}, SGD {rows['SGD']['decades_within_2x']:.1f}); "
+        f"AdaGrad's median rate shrinks {shrinks:.1f} times"
+    )
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+        for i, (name, row) in enumerate(rows.items()):
+            pairs = zip(row["rates"], row["loss_by_rate"], strict=True)
+            shown = [(r, v) for r, v in pairs if v is not None]
+            style = "--" if i >= 5 else "-"
+            left.loglog([r for r, _ in shown], [v for _, v in shown], style, label=name)
+        left.set(xlabel="learning rate", ylabel=f"training loss after {_STEPS} steps")
+        left.legend(fontsize="x-small", ncols=2)
+        right.loglog(effective.steps, effective.median)
+        right.set(xlabel="step", ylabel="AdaGrad: median of e / sqrt(r)")
+
+    return Outcome(measured, values, None, draw)
+
+
+EXPERIMENT = Experiment(
+    "e30",
+    "Which optimizer?",
+    "No optimizer wins everywhere; the adaptive ones tolerate a wider range of learning rates, and "
+    "AdaGrad's effective rate shrinks all the time.",
+    "Goodfellow, Bengio, Courville, Deep Learning, section 8.5.4; Kingma, Ba, 2015",
+    "digits (and MNIST where THALWEG_DATA is set), 64-100-10 ReLU, minibatch 32, 600 steps, the "
+    "same 13 rates from 3e-5 to 30 for every optimizer",
+    "report",
+    run,
+)
