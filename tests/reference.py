@@ -1025,7 +1025,8 @@ class Network:
         kind = spec["type"]
         if kind in ("dense", "maxout"):
             bias = spec.get("bias")
-            has_bias = following != "batch_norm" if bias is None else bool(bias)
+            automatic = kind == "maxout" or following != "batch_norm"
+            has_bias = automatic if bias is None else bool(bias)
             return Node(kind, name, spec, width, int(spec["units"]), has_bias)
         if kind in ("residual", "sequential"):
             children = self._resolve(spec["layers"], f"{name}.", width)

@@ -81,7 +81,7 @@ def test_example(tmp_path: Path, cmake: list[str], compiler: str) -> None:
 
 
 def test_every_listed_method_is_in_the_cpp_interface() -> None:
-    """A method added to a list of math/ needs its struct in description.h and its line in cpp.md."""
+    """A method added to a list of math/ needs a struct in description.h and a line in cpp.md."""
     header = (ROOT / "csrc" / "include" / "thalweg" / "description.h").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "cpp.md").read_text(encoding="utf-8")
     formulas = [

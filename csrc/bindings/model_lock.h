@@ -10,7 +10,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <stdexcept>
-#include <string>
+#include <thread>
 
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -42,6 +42,7 @@ class ModelLock {
   int readers_ = 0;
   bool writing_ = false;
   bool paused_ = false;
+  std::thread::id writer_;
 };
 
 // The readers of a thread form a chain, so that a reader inside a reader's callback does not wait
@@ -50,6 +51,11 @@ class ModelLock::Read {
  public:
   Read(ModelLock& owner, const Interrupt& interrupt) : owner_(owner), outer_(innermost_) {
     std::unique_lock lock(owner_.mutex_);
+    if (owner_.writing_ && !owner_.paused_ && owner_.writer_ == std::this_thread::get_id()) {
+      throw std::runtime_error(
+          "[model] expected a signal handler that leaves the model alone, got one that uses it in the "
+          "middle of an update; set a flag in the handler and look at it in a callback");
+    }
     if (!held_by_this_thread(owner_)) {
       owner_.wait(lock, interrupt, [&] { return !owner_.writing_ || owner_.paused_; });
     }
@@ -88,6 +94,7 @@ class ModelLock::Write {
                  "trained or changed; wait for that call, or work on model.copy()"));
     }
     owner_.writing_ = true;
+    owner_.writer_ = std::this_thread::get_id();
     try {
       owner_.wait(lock, interrupt, [&] { return owner_.readers_ == 0; });
     } catch (...) {

@@ -50,8 +50,8 @@ constexpr int item_size(DType dtype) {
 constexpr bool is_integer(DType dtype) { return dtype <= DType::kUInt64; }
 
 constexpr const char* dtype_name(DType dtype) {
-  constexpr const char* kNames[] = {"bool",   "int8",   "int16",   "int32",    "int64",
-                                    "uint8",  "uint16", "uint32",  "uint64",   "float16",
+  constexpr const char* kNames[] = {"bool",     "int8",    "int16",  "int32",  "int64",
+                                    "uint8",    "uint16",  "uint32", "uint64", "float16",
                                     "bfloat16", "float32", "float64"};
   return kNames[static_cast<int>(dtype)];
 }

@@ -1,9 +1,10 @@
 // The plan-private memory layout of the CPU: matrices as panels of 32 columns.
 //
-// Panel p of a [rows, width] matrix holds columns [32p, 32p + 32), row-major, and panels follow each
-// other. Lanes past `width` are zero, always: every kernel writes zeros there. A weight [out, in] is
-// stored as tiles of 32 x 32 in the order of (out panel, in panel), element [in][out] inside, so
-// that an out panel is a [padded in, 32] matrix; its transposed copy swaps the two roles.
+// Panel p of a [rows, width] matrix holds columns [32p, 32p + 32), row-major, and panels follow
+// each other. Lanes past `width` are zero, always: every kernel writes zeros there. A weight [out,
+// in] is stored as tiles of 32 x 32 in the order of (out panel, in panel), element [in][out]
+// inside, so that an out panel is a [padded in, 32] matrix; its transposed copy swaps the two
+// roles.
 #pragma once
 
 #include <cstdint>

@@ -53,7 +53,8 @@ InstructionSet detect() {
       !has(saved_state(), kSavesYmm)) {
     return InstructionSet::kBaseline;
   }
-  if (!has(structured.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL) ||
+  if (!has(structured.ebx,
+           bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL) ||
       !has(saved_state(), kSavesZmm)) {
     return InstructionSet::kV3;
   }
@@ -91,7 +92,8 @@ InstructionSet selected_instruction_set() {
   if (wanted == nullptr || *wanted == '\0') return best;
   for (const InstructionSet isa : kInstructionSets) {
     if (std::string_view(wanted) != instruction_set_name(isa)) continue;
-    expect<ValueError>(isa <= best, "[processor] expected THALWEG_ISA to name an instruction set of ",
+    expect<ValueError>(isa <= best,
+                       "[processor] expected THALWEG_ISA to name an instruction set of ",
                        "this processor (up to ", instruction_set_name(best), "), got ", wanted,
                        "; unset it to choose the best one");
     return isa;

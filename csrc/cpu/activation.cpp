@@ -1,8 +1,7 @@
 // Activations by list position, and the elementwise kernels around them.
-#include "math/activations.h"
-
 #include "cpu/operations.h"
 #include "cpu/panel_loops.h"
+#include "math/activations.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
@@ -12,7 +11,7 @@ void activate_block(Activation phi, const T* z, T* y, std::int64_t rows, std::in
   const T a = static_cast<T>(phi.parameter);
   dispatch_activation(phi.id, [&](auto activation) {
     using Phi = decltype(activation);
-    transform(y, rows, lanes, [=](std::int64_t i) { return Phi::value(z[i], a); });
+    transform(y, rows, lanes, [=](std::int64_t i) TW_ALWAYS_INLINE { return Phi::value(z[i], a); });
   });
 }
 
@@ -23,10 +22,12 @@ void differentiate_block(Activation phi, const T* dy, const T* at, T* dz, bool a
   dispatch_activation(phi.id, [&](auto activation) {
     using Phi = decltype(activation);
     if (accumulate) {
-      transform(dz, rows, lanes,
-                [=](std::int64_t i) { return dz[i] + dy[i] * Phi::derivative(at[i], a); });
+      transform(dz, rows, lanes, [=](std::int64_t i) TW_ALWAYS_INLINE {
+        return dz[i] + dy[i] * Phi::derivative(at[i], a);
+      });
     } else {
-      transform(dz, rows, lanes, [=](std::int64_t i) { return dy[i] * Phi::derivative(at[i], a); });
+      transform(dz, rows, lanes,
+                [=](std::int64_t i) TW_ALWAYS_INLINE { return dy[i] * Phi::derivative(at[i], a); });
     }
   });
 }
@@ -55,7 +56,7 @@ void add(Panels<const T> a, Panels<const T> b, Panels<T> out, Range rows, Range 
     const T* const left = a.row(p, rows.begin);
     const T* const right = b.row(p, rows.begin);
     transform(out.row(p, rows.begin), rows.size(), out.lanes(p),
-              [=](std::int64_t i) { return left[i] + right[i]; });
+              [=](std::int64_t i) TW_ALWAYS_INLINE { return left[i] + right[i]; });
   }
 }
 
@@ -69,7 +70,7 @@ void copy(Panels<const T> x, Panels<T> out, Range rows, Range panels) {
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
     const T* const from = x.row(p, rows.begin);
     transform(out.row(p, rows.begin), rows.size(), out.lanes(p),
-              [=](std::int64_t i) { return from[i]; });
+              [=](std::int64_t i) TW_ALWAYS_INLINE { return from[i]; });
   }
 }
 

@@ -52,11 +52,11 @@ bool finite(const T* x, std::int64_t count) {
   return bad == 0;
 }
 
-#define TW_INSTANTIATE(T)                                          \
-  template void average(T*, const T*, double, std::int64_t);       \
-  template double sum_of_squares(const T*, std::int64_t);          \
-  template void scale(T*, double, std::int64_t);                   \
-  template void axpy(double, const T*, T*, std::int64_t);          \
+#define TW_INSTANTIATE(T)                                    \
+  template void average(T*, const T*, double, std::int64_t); \
+  template double sum_of_squares(const T*, std::int64_t);    \
+  template void scale(T*, double, std::int64_t);             \
+  template void axpy(double, const T*, T*, std::int64_t);    \
   template bool finite(const T*, std::int64_t);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

@@ -1,11 +1,14 @@
-// Batch normalization: column statistics by row blocks, their merge, and the passes that apply them.
+// Batch normalization: column statistics by row blocks, their merge, and the passes that apply
+// them.
 //
 // Within a block the statistics are taken in two passes, the second around the mean of the first
-// (corrected two-pass algorithm; Chan, Golub, LeVeque 1983): nothing cancels when the mean is large.
+// (corrected two-pass algorithm; Chan, Golub, LeVeque 1983): nothing cancels when the mean is
+// large.
+#include "math/batch_norm.h"
+
 #include "cpu/operations.h"
 #include "cpu/panel_loops.h"
 #include "math/activations.h"
-#include "math/batch_norm.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
@@ -13,7 +16,8 @@ namespace {
 
 // Sums over the rows of a block, per column: s1 of w (z - shift), s2 of w (z - shift)^2.
 template <class T>
-void shifted_sums(const T* z, const T* row_weights, std::int64_t rows, const T* shift, T* s1, T* s2) {
+void shifted_sums(const T* z, const T* row_weights, std::int64_t rows, const T* shift, T* s1,
+                  T* s2) {
   for (std::int64_t column = 0; column < kPanel; column += Vec<T>::kLanes) {
     const Vec<T> around = Vec<T>::load(shift + column);
     Vec<T> sums[2];
@@ -96,8 +100,8 @@ void merge_statistics(const BlockStatistics* statistics, const double* block_wei
     const BlockStatistics& part = statistics[block * panels + panel];
     TW_INDEPENDENT
     for (std::int64_t j = 0; j < kPanel; ++j) {
-      const Moments merged = merge_moments({total, 0.0, mean[j], m2[j]},
-                                           {weight, 0.0, part.mean[j], part.m2[j]});
+      const Moments merged =
+          merge_moments({total, 0.0, mean[j], m2[j]}, {weight, 0.0, part.mean[j], part.m2[j]});
       mean[j] = merged.mean;
       m2[j] = merged.m2;
     }
@@ -117,13 +121,13 @@ void batch_norm(const BatchNormApply<T>& problem, Range rows, Range panels) {
       const T* const inv_std = problem.inv_std + p * kPanel;
       const T* const gamma = problem.gamma + p * kPanel;
       const T* const beta = problem.beta + p * kPanel;
-      const auto normalized = [=](std::int64_t i, std::int64_t j) {
-        return scale_shift(normalize(z[i], mean[j], inv_std[j]), gamma[j], beta[j]);
+      const auto normalized = [=](std::int64_t r, std::int64_t j) TW_ALWAYS_INLINE {
+        return scale_shift(normalize(z[r * kPanel + j], mean[j], inv_std[j]), gamma[j], beta[j]);
       };
       T* const out = problem.pre ? problem.pre + (y - problem.y.data) : y;
       if (!problem.pre && problem.activation.id == kActivationRelu) {
-        transform_columns(y, count, lanes, [=](std::int64_t i, std::int64_t j) {
-          return Relu::value(normalized(i, j), T(0));
+        transform_columns(y, count, lanes, [=](std::int64_t r, std::int64_t j) TW_ALWAYS_INLINE {
+          return Relu::value(normalized(r, j), T(0));
         });
         continue;
       }
@@ -187,40 +191,43 @@ void batch_norm_backward(const BatchNormBackwardApply<T>& problem, Range rows, R
     const T* const gamma = problem.gamma + p * kPanel;
     const auto pass = [&](auto&& value) {
       if (problem.accumulate) {
-        transform_columns(dz, rows.size(), lanes, [=](std::int64_t i, std::int64_t j) {
-          return dz[i] + value(i, j);
-        });
+        transform_columns(dz, rows.size(), lanes,
+                          [=](std::int64_t r, std::int64_t j)
+                              TW_ALWAYS_INLINE { return dz[r * kPanel + j] + value(r, j); });
       } else {
         transform_columns(dz, rows.size(), lanes, value);
       }
     };
     if (!problem.mean_g) {
-      pass([=](std::int64_t i, std::int64_t j) { return gamma[j] * inv_std[j] * g[i]; });
+      pass([=](std::int64_t r, std::int64_t j)
+               TW_ALWAYS_INLINE { return gamma[j] * inv_std[j] * g[r * kPanel + j]; });
       continue;
     }
     const T* const mean_g = problem.mean_g + p * kPanel;
     const T* const mean_g_xhat = problem.mean_g_xhat + p * kPanel;
-    const auto backward = [=](std::int64_t i, std::int64_t j, T weight) {
-      return normalize_backward(g[i], normalize(z[i], mean[j], inv_std[j]), weight, mean_g[j],
-                                mean_g_xhat[j], gamma[j], inv_std[j]);
+    const auto backward = [=](std::int64_t r, std::int64_t j, T weight) TW_ALWAYS_INLINE {
+      return normalize_backward(g[r * kPanel + j],
+                                normalize(z[r * kPanel + j], mean[j], inv_std[j]), weight,
+                                mean_g[j], mean_g_xhat[j], gamma[j], inv_std[j]);
     };
     if (problem.row_weights) {
       const T* const weights = problem.row_weights + rows.begin;
-      pass([=](std::int64_t i, std::int64_t j) { return backward(i, j, weights[i / kPanel]); });
+      pass([=](std::int64_t r, std::int64_t j)
+               TW_ALWAYS_INLINE { return backward(r, j, weights[r]); });
     } else {
-      pass([=](std::int64_t i, std::int64_t j) { return backward(i, j, T(1)); });
+      pass([=](std::int64_t r, std::int64_t j) TW_ALWAYS_INLINE { return backward(r, j, T(1)); });
     }
   }
 }
 
-#define TW_INSTANTIATE(T)                                                                         \
-  template void block_statistics(const T*, const T*, std::int64_t, std::int64_t,                  \
-                                 BlockStatistics&);                                               \
-  template void column_statistics(Panels<const T>, const T*, BlockStatistics*, Range, Range);     \
-  template void merge_statistics<T>(const BlockStatistics*, const double*, std::int64_t,          \
-                                    std::int64_t, std::int64_t, double*, double*);                \
-  template void batch_norm(const BatchNormApply<T>&, Range, Range);                               \
-  template void batch_norm_backward_sums(const BatchNormBackwardSums<T>&, Range, Range);          \
+#define TW_INSTANTIATE(T)                                                                     \
+  template void block_statistics(const T*, const T*, std::int64_t, std::int64_t,              \
+                                 BlockStatistics&);                                           \
+  template void column_statistics(Panels<const T>, const T*, BlockStatistics*, Range, Range); \
+  template void merge_statistics<T>(const BlockStatistics*, const double*, std::int64_t,      \
+                                    std::int64_t, std::int64_t, double*, double*);            \
+  template void batch_norm(const BatchNormApply<T>&, Range, Range);                           \
+  template void batch_norm_backward_sums(const BatchNormBackwardSums<T>&, Range, Range);      \
   template void batch_norm_backward(const BatchNormBackwardApply<T>&, Range, Range);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

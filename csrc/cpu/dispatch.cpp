@@ -1,10 +1,10 @@
 // Chooses among the kernel tables of the instruction sets; compiled once, without their flags.
 #include "cpu/kernels.h"
 
-#define TW_DECLARE_TABLES(isa)              \
-  namespace isa {                           \
-  const Kernels<float>& float_kernels();    \
-  const Kernels<double>& double_kernels();  \
+#define TW_DECLARE_TABLES(isa)             \
+  namespace isa {                          \
+  const Kernels<float>& float_kernels();   \
+  const Kernels<double>& double_kernels(); \
   }
 
 namespace thalweg::cpu {

@@ -42,11 +42,12 @@ void dropout(Panels<const T> x, Panels<T> y, const Dropout& problem, bool accumu
       const T* const from = x.row(p, r);
       T* const to = y.row(p, r);
       // A product, not a selection: NaN stays visible.
-      const auto dropped = [=](std::int64_t i) {
+      const auto dropped = [=](std::int64_t i) TW_ALWAYS_INLINE {
         return from[i] * (word[i] >= threshold ? scale : T(0));
       };
       if (accumulate) {
-        transform(to, 1, lanes, [=](std::int64_t i) { return to[i] + dropped(i); });
+        transform(to, 1, lanes,
+                  [=](std::int64_t i) TW_ALWAYS_INLINE { return to[i] + dropped(i); });
       } else {
         transform(to, 1, lanes, dropped);
       }

@@ -81,20 +81,23 @@ TW_INLINE auto read(const char* from) {
 }
 
 inline constexpr std::int64_t kCacheLine = 64;
-// Rows that are copied panel by panel: the panels of one row lie a power of two apart as often as not,
-// and would take turns in the same few lines of the cache.
+// Rows that are copied panel by panel: the panels of one row lie a power of two apart as often as
+// not, and would take turns in the same few lines of the cache.
 inline constexpr std::int64_t kRowsAtOnce = 8;
 
 // kColumnStride is the distance of the columns in bytes, or 0 when it is `column_stride`.
 template <class Element, std::int64_t kColumnStride, class T>
-TW_INLINE void gather_part(const char* from, std::int64_t column_stride, std::int64_t lanes, T* to) {
+TW_INLINE void gather_part(const char* from, std::int64_t column_stride, std::int64_t lanes,
+                           T* to) {
   const std::int64_t stride = kColumnStride ? kColumnStride : column_stride;
   if (lanes == kPanel) {
     TW_INDEPENDENT
-    for (std::int64_t j = 0; j < kPanel; ++j) to[j] = static_cast<T>(read<Element>(from + j * stride));
+    for (std::int64_t j = 0; j < kPanel; ++j)
+      to[j] = static_cast<T>(read<Element>(from + j * stride));
   } else {
     TW_INDEPENDENT
-    for (std::int64_t j = 0; j < lanes; ++j) to[j] = static_cast<T>(read<Element>(from + j * stride));
+    for (std::int64_t j = 0; j < lanes; ++j)
+      to[j] = static_cast<T>(read<Element>(from + j * stride));
     for (std::int64_t j = lanes; j < kPanel; ++j) to[j] = T(0);
   }
 }
@@ -103,7 +106,7 @@ template <class Element, std::int64_t kColumnStride, class T>
 void gather_rows(const ArrayView& x, const std::int64_t* index, std::int64_t first, Range rows,
                  Panels<T> out) {
   const char* const data = static_cast<const char*>(x.data);
-  const auto source = [=](std::int64_t r) {
+  const auto source = [=](std::int64_t r) TW_ALWAYS_INLINE {
     return data + (index ? index[r] : first + r) * x.row_stride;
   };
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kRowsAtOnce) {

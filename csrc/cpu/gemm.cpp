@@ -16,15 +16,15 @@ struct BlockArguments {
   const T* b;
   std::int64_t depth;  // products of this call, from the first column of a panel of A
   T* c;
-  bool add;           // to what C holds
-  bool last;          // the sum is complete: do what follows
+  bool add;             // to what C holds
+  bool last;            // the sum is complete: do what follows
   std::int64_t column;  // of the block within its panel
   std::int64_t lanes;   // valid columns of the panel
-  const T* scale;     // or null
-  const T* shift;     // or null
-  T* pre;             // or null
-  bool relu;          // applied to C
-  const T* gate;      // C *= the derivative of ReLU at its output `gate`, or null
+  const T* scale;       // or null
+  const T* shift;       // or null
+  T* pre;               // or null
+  bool relu;            // applied to C
+  const T* gate;        // C *= the derivative of ReLU at its output `gate`, or null
 };
 
 template <class T, int kVectors>
@@ -44,37 +44,42 @@ struct DenseBlock {
       }
       sum.template multiply<kPanel, 1>(a, b, block.depth % kPanel);
       if (block.add) {
-        each(sum, [&](Vec<T>& x, std::int64_t at, int) { x = Vec<T>::load(block.c + at) + x; });
+        each(sum, [&](Vec<T>& x, std::int64_t at, int)
+                      TW_ALWAYS_INLINE { x = Vec<T>::load(block.c + at) + x; });
       }
       if (block.last) finish(sum, block);
-      each(sum, [&](Vec<T>& x, std::int64_t at, int) { x.store(block.c + at); });
+      each(sum, [&](Vec<T>& x, std::int64_t at, int) TW_ALWAYS_INLINE { x.store(block.c + at); });
     }
 
     static TW_INLINE void finish(Accumulator<T, kRows, kVectors>& sum,
                                  const BlockArguments<T>& block) {
       if (block.scale) {
         Vec<T> scale[kVectors];
-        for (int j = 0; j < kVectors; ++j) scale[j] = Vec<T>::load(block.scale + j * Vec<T>::kLanes);
-        each(sum, [&](Vec<T>& x, std::int64_t, int j) { x = x * scale[j]; });
+        for (int j = 0; j < kVectors; ++j)
+          scale[j] = Vec<T>::load(block.scale + j * Vec<T>::kLanes);
+        each(sum, [&](Vec<T>& x, std::int64_t, int j) TW_ALWAYS_INLINE { x = x * scale[j]; });
       }
       if (block.shift) {
         Vec<T> shift[kVectors];
-        for (int j = 0; j < kVectors; ++j) shift[j] = Vec<T>::load(block.shift + j * Vec<T>::kLanes);
-        each(sum, [&](Vec<T>& x, std::int64_t, int j) { x = x + shift[j]; });
+        for (int j = 0; j < kVectors; ++j)
+          shift[j] = Vec<T>::load(block.shift + j * Vec<T>::kLanes);
+        each(sum, [&](Vec<T>& x, std::int64_t, int j) TW_ALWAYS_INLINE { x = x + shift[j]; });
       }
       if (block.lanes < block.column + kVectors * Vec<T>::kLanes) {
-        each(sum, [&](Vec<T>& x, std::int64_t, int j) {
+        each(sum, [&](Vec<T>& x, std::int64_t, int j) TW_ALWAYS_INLINE {
           x = keep_lanes(x, block.column + j * Vec<T>::kLanes, block.lanes);
         });
       }
       if (block.pre) {
-        each(sum, [&](Vec<T>& x, std::int64_t at, int) { x.store(block.pre + at); });
+        each(sum,
+             [&](Vec<T>& x, std::int64_t at, int) TW_ALWAYS_INLINE { x.store(block.pre + at); });
       }
       if (block.relu) {
-        each(sum, [&](Vec<T>& x, std::int64_t, int) { x = at_least(x, Vec<T>::zero()); });
+        each(sum, [&](Vec<T>& x, std::int64_t, int)
+                      TW_ALWAYS_INLINE { x = at_least(x, Vec<T>::zero()); });
       }
       if (block.gate) {
-        each(sum, [&](Vec<T>& x, std::int64_t at, int) {
+        each(sum, [&](Vec<T>& x, std::int64_t at, int) TW_ALWAYS_INLINE {
           x = x * one_where_positive(Vec<T>::load(block.gate + at));
         });
       }
@@ -103,7 +108,7 @@ void multiply_group(BlockArguments<T> block, std::int64_t depth, std::int64_t ro
   do {
     block.depth = depth - begin < kPromote ? depth - begin : kPromote;
     block.last = begin + block.depth == depth;
-    for_row_parts<kMost>(rows, [&](std::int64_t row, std::int64_t count) {
+    for_row_parts<kMost>(rows, [&](std::int64_t row, std::int64_t count) TW_ALWAYS_INLINE {
       const std::int64_t offset = row * kPanel;
       block.a = origin.a + begin / kPanel * origin.a_stride + offset;
       block.b = origin.b + begin * kPanel;

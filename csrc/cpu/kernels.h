@@ -1,9 +1,10 @@
 // The CPU kernels: one table of functions per instruction set and element type.
 //
-// Kernels are single-threaded, allocate nothing, throw nothing and work on the part of a problem that
-// the caller names (rows, panels, elements); callers spread the parts over a Team. All matrices are in
-// panels (core/layout.h). Every kernel writes zeros in the lanes past the width, whatever its inputs
-// hold. Activations, losses and optimizers are named by their position in the lists of math/.
+// Kernels are single-threaded, allocate nothing, throw nothing and work on the part of a problem
+// that the caller names (rows, panels, elements); callers spread the parts over a Team. All
+// matrices are in panels (core/layout.h). Every kernel writes zeros in the lanes past the width,
+// whatever its inputs hold. Activations, losses and optimizers are named by their position in the
+// lists of math/.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,6 @@
 #include "core/processor.h"
 
 namespace thalweg::cpu {
-
-inline constexpr int kMaxCoefficients = 12;
 
 // phi(z) and phi'(.) by list position; `parameter` is the slope or alpha.
 struct Activation {
@@ -38,17 +37,17 @@ struct BlockSums {
 // C = phi((A B) * scale + shift), or C (+)= A B, then optionally C *= phi'(at).
 template <class T>
 struct Gemm {
-  Panels<const T> a;          // [rows, depth]
-  const T* b = nullptr;       // panels_of(c.width) panels of [32 * panels_of(depth), 32]
-  Panels<T> c;                // [rows, width]
-  bool accumulate = false;    // add to what C holds (no scale, shift or activation then)
-  const T* scale = nullptr;   // [padded width] or null
-  const T* shift = nullptr;   // [padded width] or null: the bias
-  Activation activation{};    // applied to C
-  T* pre = nullptr;           // where to keep z, the value before the activation (panels like c), or null
+  Panels<const T> a;         // [rows, depth]
+  const T* b = nullptr;      // panels_of(c.width) panels of [32 * panels_of(depth), 32]
+  Panels<T> c;               // [rows, width]
+  bool accumulate = false;   // add to what C holds (no scale, shift or activation then)
+  const T* scale = nullptr;  // [padded width] or null
+  const T* shift = nullptr;  // [padded width] or null: the bias
+  Activation activation{};   // applied to C
+  T* pre = nullptr;  // where to keep z, the value before the activation (panels like c), or null
   BlockStatistics* statistics = nullptr;  // [row_blocks][panels] of the values stored in C, or null
   const T* row_weights = nullptr;         // for weighted statistics, or null
-  bool has_derivative = false;  // multiply the finished C by phi'(derivative_at)
+  bool has_derivative = false;            // multiply the finished C by phi'(derivative_at)
   Activation derivative{};
   const T* derivative_at = nullptr;  // panels like c: z or y as phi declares
 };
@@ -114,23 +113,23 @@ template <class T>
 struct Loss {
   Panels<const T> outputs;
   const std::int64_t* labels = nullptr;  // [rows], already checked; or
-  Panels<const T> targets{};              // dense targets (probabilities or values)
+  Panels<const T> targets{};             // dense targets (probabilities or values)
   const T* row_weights = nullptr;        // [rows] or null for ones
   double label_smoothing = 0.0;          // cross-entropy only
   double parameter = 0.0;                // huber: delta
   double gradient_scale = 1.0;
-  Panels<T> gradient{};  // data null: value only
+  Panels<T> gradient{};         // data null: value only
   BlockLoss* blocks = nullptr;  // [row_blocks]
 };
 
 template <class T>
 struct OptimizerStep {
-  T* p = nullptr;          // all pointers at the first element of the range
+  T* p = nullptr;  // all pointers at the first element of the range
   const T* g = nullptr;
-  T* s0 = nullptr;         // null when the optimizer has no such slot
+  T* s0 = nullptr;  // null when the optimizer has no such slot
   T* s1 = nullptr;
   const std::uint8_t* groups = nullptr;  // one byte per 256 elements, from the first element
-  const double* coefficients = nullptr;  // [groups][kMaxCoefficients]
+  const double* coefficients = nullptr;  // [groups][kMaxCoefficients] of math/optimizer_kind.h
   const bool* frozen = nullptr;          // [groups]
   std::int64_t count = 0;                // a multiple of 256
 };
@@ -154,16 +153,18 @@ struct Kernels {
                      std::int64_t rows, bool accumulate, T* tile);
   void (*transpose_tile)(const T* tile, T* transposed);
   // out[j] (+)= sum over all rows of panel[r][j], by row blocks merged in double.
-  void (*column_sum)(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate, T* out);
+  void (*column_sum)(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate,
+                     T* out);
 
   // ---- elementwise
-  void (*activation)(Panels<const T> z, Panels<T> y, Activation activation, Range rows, Range panels);
+  void (*activation)(Panels<const T> z, Panels<T> y, Activation activation, Range rows,
+                     Range panels);
   // dz (+)= dy * phi'(at); dz may be dy.
   void (*activation_backward)(Panels<const T> dy, const T* at, Panels<T> dz, Activation activation,
                               bool accumulate, Range rows, Range panels);
   // y (+)= mask * scale * x: the forward and the backward pass.
-  void (*dropout)(Panels<const T> x, Panels<T> y, const Dropout& dropout, bool accumulate, Range rows,
-                  Range panels);
+  void (*dropout)(Panels<const T> x, Panels<T> y, const Dropout& dropout, bool accumulate,
+                  Range rows, Range panels);
   void (*add)(Panels<const T> a, Panels<const T> b, Panels<T> out, Range rows, Range panels);
   void (*accumulate)(Panels<const T> x, Panels<T> out, Range rows, Range panels);  // out += x
   void (*copy)(Panels<const T> x, Panels<T> out, Range rows, Range panels);
@@ -180,7 +181,8 @@ struct Kernels {
                            std::int64_t blocks, std::int64_t panels, std::int64_t panel,
                            double* mean /*[32]*/, double* m2 /*[32]*/);
   void (*batch_norm)(const BatchNormApply<T>& problem, Range rows, Range panels);
-  void (*batch_norm_backward_sums)(const BatchNormBackwardSums<T>& problem, Range blocks, Range panels);
+  void (*batch_norm_backward_sums)(const BatchNormBackwardSums<T>& problem, Range blocks,
+                                   Range panels);
   void (*batch_norm_backward)(const BatchNormBackwardApply<T>& problem, Range rows, Range panels);
 
   // ---- losses, by row block
@@ -193,7 +195,8 @@ struct Kernels {
   std::int64_t (*optimizer_step)(int optimizer_id, const OptimizerStep<T>& step);
   // The look-ahead methods' theta from the stored p; a copy for the others.
   void (*optimizer_theta)(int optimizer_id, const OptimizerStep<T>& step, T* theta);
-  void (*average)(T* average, const T* p, double weight, std::int64_t count);  // += weight (p - average)
+  void (*average)(T* average, const T* p, double weight,
+                  std::int64_t count);  // += weight (p - average)
   double (*sum_of_squares)(const T* x, std::int64_t count);
   void (*scale)(T* x, double factor, std::int64_t count);
   void (*axpy)(double a, const T* x, T* y, std::int64_t count);  // y += a x

@@ -1,31 +1,31 @@
 // Losses and their gradients by row block, and softmax.
-#include "math/losses.h"
-
 #include "cpu/operations.h"
 #include "cpu/panel_loops.h"
 #include "math/loss/cross_entropy.h"
+#include "math/losses.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
 namespace {
 
-// Softmax works on strips of up to 32 rows, transposed: the rows are the lanes of a vector, and every
-// sum over the classes is an elementwise addition.
+// Softmax works on strips of up to 32 rows, transposed: the rows are the lanes of a vector, and
+// every sum over the classes is an elementwise addition.
 inline constexpr std::int64_t kStrip = kPanel;
 
 template <class T>
 struct Strip {
   T maximum[kStrip];
-  FloatBits<T> argmax[kStrip];     // the first maximum
-  double others[kStrip];           // sum of exp(z_j - maximum) over all classes but the label
+  FloatBits<T> argmax[kStrip];  // the first maximum
+  double others[kStrip];        // sum of exp(z_j - maximum) over all classes but the label
   double label_exponential[kStrip];
-  double label_shifted[kStrip];    // z_label - maximum
-  double shifted_sum[kStrip];      // sum of z_j - maximum
+  double label_shifted[kStrip];  // z_label - maximum
+  double shifted_sum[kStrip];    // sum of z_j - maximum
 };
 
 // tile[j][i] = x(first + i, 32 p + j) for `count` rows, zero beyond them.
 template <class T>
-void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int64_t count, T* tile) {
+void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int64_t count,
+                T* tile) {
   if (count == kStrip) return transpose_tile(x.row(p, first), tile);
   T rows[kTile] = {};
   const T* const from = x.row(p, first);
@@ -35,7 +35,8 @@ void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int6
 
 // The inverse; the lanes of the panel are all stored.
 template <class T>
-void store_strip(const T* tile, Panels<T> x, std::int64_t p, std::int64_t first, std::int64_t count) {
+void store_strip(const T* tile, Panels<T> x, std::int64_t p, std::int64_t first,
+                 std::int64_t count) {
   if (count == kStrip) return transpose_tile(tile, x.row(p, first));
   T rows[kTile];
   transpose_tile(tile, rows);
@@ -94,7 +95,8 @@ void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
       }
       for (std::int64_t i = 0; i < kStrip; ++i) {
         // Selections by bits: g++ turns `+= condition ? x : 0` into branches.
-        const FloatBits<T> is_label = FloatBits<T>{0} - static_cast<FloatBits<T>>(labels[i] == column);
+        const FloatBits<T> is_label =
+            FloatBits<T>{0} - static_cast<FloatBits<T>>(labels[i] == column);
         others[i] += from_bits<T>(to_bits(x[i]) & ~is_label);
         label_exponential[i] += from_bits<T>(to_bits(x[i]) & is_label);
         label_shifted[i] += from_bits<T>(to_bits(shifted[i]) & is_label);
@@ -170,7 +172,7 @@ void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count,
     const T inverse = static_cast<T>(inverse_sum[i]);
     for (std::int64_t p = 0; p < z.panels(); ++p) {
       T* const g = gradient.row(p, r);
-      transform(g, 1, z.lanes(p), [=](std::int64_t j) {
+      transform(g, 1, z.lanes(p), [=](std::int64_t j) TW_ALWAYS_INLINE {
         return factor * cross_entropy::label_gradient(g[j], inverse, other_target);
       });
     }
@@ -216,7 +218,8 @@ void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t 
       const T* const t = targets + j * kStrip;
       for (std::int64_t i = 0; i < kStrip; ++i) {
         const T target = madd(keep, t[i], uniform);
-        panel_loss[i] += cross_entropy::probability_term(target, log_sum[i], x[i] - strip.maximum[i]);
+        panel_loss[i] +=
+            cross_entropy::probability_term(target, log_sum[i], x[i] - strip.maximum[i]);
         panel_sum[i] += target;
       }
     }
@@ -238,7 +241,7 @@ void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t 
     for (std::int64_t p = 0; p < z.panels(); ++p) {
       const T* const t = problem.targets.row(p, r);
       T* const g = gradient.row(p, r);
-      transform(g, 1, z.lanes(p), [=](std::int64_t j) {
+      transform(g, 1, z.lanes(p), [=](std::int64_t j) TW_ALWAYS_INLINE {
         return factor * cross_entropy::probability_gradient(g[j], inverse_sum,
                                                             madd(keep, t[j], uniform), total);
       });
@@ -289,8 +292,8 @@ BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
       const T* const target = problem.targets.row(p, r);
       const std::int64_t lanes = z.lanes(p);
       for (std::int64_t j = 0; j < kPanel; ++j) {
-        const double term = weight * static_cast<double>(
-                                         Rule::value(output[j], target[j], parameter));
+        const double term =
+            weight * static_cast<double>(Rule::value(output[j], target[j], parameter));
         loss[j] += j < lanes ? term : 0.0;
       }
       if constexpr (Rule::target != TargetKind::real) {
@@ -300,7 +303,7 @@ BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
         }
       }
       if (problem.gradient.data) {
-        transform(problem.gradient.row(p, r), 1, lanes, [=](std::int64_t j) {
+        transform(problem.gradient.row(p, r), 1, lanes, [=](std::int64_t j) TW_ALWAYS_INLINE {
           return factor * Rule::gradient(output[j], target[j], parameter);
         });
       }
@@ -318,7 +321,7 @@ void softmax_cross_entropy(const Loss<T>& problem, Range blocks) {
   for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
     const Range rows = row_block(block, problem.outputs.rows);
     BlockLoss sums;
-    for_strips(rows, [&](std::int64_t first, std::int64_t count) {
+    for_strips(rows, [&](std::int64_t first, std::int64_t count) TW_ALWAYS_INLINE {
       if (problem.labels) {
         label_strip(problem, first, count, sums);
       } else {
@@ -343,7 +346,7 @@ template <class T>
 void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
   FloatBits<T> labels[kStrip];
   for (auto& label : labels) label = kNoLabel<T>;
-  for_strips(rows, [&](std::int64_t first, std::int64_t count) {
+  for_strips(rows, [&](std::int64_t first, std::int64_t count) TW_ALWAYS_INLINE {
     Strip<T> strip;
     find_maxima(logits, first, count, strip.maximum, strip.argmax);
     sum_exponentials(logits, first, count, labels, probabilities, strip);
@@ -351,15 +354,16 @@ void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
       const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);
       for (std::int64_t p = 0; p < logits.panels(); ++p) {
         T* const row = probabilities.row(p, first + i);
-        transform(row, 1, logits.lanes(p), [=](std::int64_t j) { return row[j] * inverse_sum; });
+        transform(row, 1, logits.lanes(p),
+                  [=](std::int64_t j) TW_ALWAYS_INLINE { return row[j] * inverse_sum; });
       }
     }
   });
 }
 
-#define TW_INSTANTIATE(T)                                              \
-  template void softmax_cross_entropy(const Loss<T>&, Range);          \
-  template void elementwise_loss(int, const Loss<T>&, Range);          \
+#define TW_INSTANTIATE(T)                                     \
+  template void softmax_cross_entropy(const Loss<T>&, Range); \
+  template void elementwise_loss(int, const Loss<T>&, Range); \
   template void softmax(Panels<const T>, Panels<T>, Range);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

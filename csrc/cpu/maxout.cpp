@@ -19,7 +19,7 @@ template <int kPieces, class T>
 TW_INLINE void unit_maxima(const T* z, std::int64_t z_stride, std::int64_t count,
                            std::int64_t units, T* maximum, std::int32_t* winner) {
   const std::int64_t pieces = kPieces ? kPieces : count;
-  const auto at = [=](std::int64_t u, std::int64_t q) {
+  const auto at = [=](std::int64_t u, std::int64_t q) TW_ALWAYS_INLINE {
     const std::int64_t column = u * pieces + q;
     return z[column / kPanel * z_stride + column % kPanel];
   };
@@ -90,10 +90,9 @@ void maxout_backward(Panels<const T> z, Panels<const T> dy, Panels<T> dz, std::i
   }
 }
 
-#define TW_INSTANTIATE(T)                                                                \
-  template void maxout(Panels<const T>, Panels<T>, std::int64_t, Range);                 \
-  template void maxout_backward(Panels<const T>, Panels<const T>, Panels<T>, std::int64_t, \
-                                Range);
+#define TW_INSTANTIATE(T)                                                \
+  template void maxout(Panels<const T>, Panels<T>, std::int64_t, Range); \
+  template void maxout_backward(Panels<const T>, Panels<const T>, Panels<T>, std::int64_t, Range);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)
 #undef TW_INSTANTIATE

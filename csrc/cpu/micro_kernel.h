@@ -14,7 +14,9 @@ inline constexpr int kGroupVectors = 2;
 // Rows of a block: accumulators, one group of B and one element of A fill the registers (32 of
 // AVX-512, else 16), and there are enough independent sums to hide the latency of an fma.
 template <int kVectors>
-inline constexpr int kMaxRows = kVectorBytes == 64 ? 14 : kVectors == 1 ? 12 : 6;
+inline constexpr int kMaxRows = kVectorBytes == 64 ? 14
+                                : kVectors == 1    ? 12
+                                                   : 6;
 
 template <class T, int kRows, int kVectors>
 struct Accumulator {
@@ -28,7 +30,8 @@ struct Accumulator {
     }
   }
 
-  // at[i][:] += a[i * kRowStride + k * kDepthStride] * b[k * kPanel + :] for k in [0, depth), in order
+  // at[i][:] += a[i * kRowStride + k * kDepthStride] * b[k * kPanel + :] for k in [0, depth), in
+  // order
   template <int kRowStride, int kDepthStride>
   TW_INLINE void multiply(const T* a, const T* b, std::int64_t depth) {
     TW_UNROLL(4)
@@ -48,7 +51,8 @@ struct Accumulator {
   }
 };
 
-// f(first row, rows, row count as a constant) over [0, rows) in nearly equal parts of at most kMost.
+// f(first row, rows, row count as a constant) over [0, rows) in nearly equal parts of at most
+// kMost.
 template <int kMost, class F>
 TW_INLINE void for_row_parts(std::int64_t rows, F&& f) {
   const std::int64_t parts = ceil_div(rows, kMost);

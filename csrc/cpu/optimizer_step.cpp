@@ -1,8 +1,7 @@
 // Optimizer steps: one pass over the flat arenas of parameters, gradients and slots.
-#include "math/optimizers.h"
-
 #include "cpu/operations.h"
 #include "cpu/simd.h"
+#include "math/optimizers.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
@@ -52,16 +51,15 @@ std::int64_t optimizer_step(int optimizer_id, const OptimizerStep<T>& step) {
   return dispatch_optimizer(optimizer_id, [&](auto optimizer) {
     using Optimizer = decltype(optimizer);
     std::int64_t skipped = 0;
-    for_groups(step.groups, step.count,
-               [&](std::int64_t begin, std::int64_t end, std::int64_t group) {
-                 if (step.frozen[group]) return;
-                 const typename Optimizer::template Update<T> rule(step.coefficients +
-                                                                   group * kMaxCoefficients);
-                 T* const s0 = Optimizer::slots > 0 ? step.s0 + begin : nullptr;
-                 T* const s1 = Optimizer::slots > 1 ? step.s1 + begin : nullptr;
-                 skipped += update<Optimizer>(rule, step.p + begin, step.g + begin, s0, s1,
-                                              end - begin);
-               });
+    for_groups(
+        step.groups, step.count, [&](std::int64_t begin, std::int64_t end, std::int64_t group) {
+          if (step.frozen[group]) return;
+          const typename Optimizer::template Update<T> rule(step.coefficients +
+                                                            group * kMaxCoefficients);
+          T* const s0 = Optimizer::slots > 0 ? step.s0 + begin : nullptr;
+          T* const s1 = Optimizer::slots > 1 ? step.s1 + begin : nullptr;
+          skipped += update<Optimizer>(rule, step.p + begin, step.g + begin, s0, s1, end - begin);
+        });
     return skipped;
   });
 }
@@ -88,7 +86,7 @@ void optimizer_theta(int optimizer_id, const OptimizerStep<T>& step, T* theta) {
   });
 }
 
-#define TW_INSTANTIATE(T)                                           \
+#define TW_INSTANTIATE(T)                                             \
   template std::int64_t optimizer_step(int, const OptimizerStep<T>&); \
   template void optimizer_theta(int, const OptimizerStep<T>&, T*);
 TW_INSTANTIATE(float)

@@ -9,34 +9,38 @@
 namespace thalweg::cpu {
 inline namespace TW_ISA {
 
-// out[r][j] = f(i, j), i = 32 r + j, for `rows` rows of a panel; zero in the lanes past `lanes`. f may
-// read any array at i, `out` included, and arrays of 32 columns at j.
+// out[r][j] = f(r, j) for `rows` rows of a panel; zero in the lanes past `lanes`. f may read any
+// matrix at (r, j), `out` included.
 template <class T, class F>
 TW_INLINE void transform_columns(T* out, std::int64_t rows, std::int64_t lanes, F&& f) {
   if (lanes == kPanel) {
     for (std::int64_t r = 0; r < rows; ++r) {
       TW_INDEPENDENT
-      for (std::int64_t j = 0; j < kPanel; ++j) out[r * kPanel + j] = f(r * kPanel + j, j);
+      for (std::int64_t j = 0; j < kPanel; ++j) out[r * kPanel + j] = f(r, j);
     }
   } else {
+    // 32-bit lane numbers: SSE2 compares no wider ones.
+    const auto end = static_cast<std::int32_t>(lanes);
     for (std::int64_t r = 0; r < rows; ++r) {
       TW_INDEPENDENT
-      for (std::int64_t j = 0; j < kPanel; ++j) {
-        const T value = f(r * kPanel + j, j);
-        out[r * kPanel + j] = j < lanes ? value : T(0);
+      for (std::int32_t j = 0; j < static_cast<std::int32_t>(kPanel); ++j) {
+        const T value = f(r, j);
+        out[r * kPanel + j] = j < end ? value : T(0);
       }
     }
   }
 }
 
-// The same with f(i).
+// The same with f(i), i = 32 r + j.
 template <class T, class F>
 TW_INLINE void transform(T* out, std::int64_t rows, std::int64_t lanes, F&& f) {
   if (lanes == kPanel) {
     TW_INDEPENDENT
     for (std::int64_t i = 0; i < rows * kPanel; ++i) out[i] = f(i);
   } else {
-    transform_columns(out, rows, lanes, [&](std::int64_t i, std::int64_t) { return f(i); });
+    transform_columns(out, rows, lanes, [&](std::int64_t r, std::int64_t j) TW_ALWAYS_INLINE {
+      return f(r * kPanel + j);
+    });
   }
 }
 

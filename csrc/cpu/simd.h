@@ -111,7 +111,8 @@ TW_INLINE Vec<T> keep_lanes(Vec<T> x, std::int64_t column, std::int64_t lanes) {
   typedef FloatBits<T> Bits __attribute__((vector_size(kVectorBytes)));
   typedef FloatBits<T> Memory
       __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-  const FloatBits<T>* from = kLaneMasks<T>.bits + (lanes < column ? kPanel : kPanel - lanes + column);
+  const FloatBits<T>* from =
+      kLaneMasks<T>.bits + (lanes < column ? kPanel : kPanel - lanes + column);
   const Bits mask = *reinterpret_cast<const Memory*>(from);
   return {(typename Vec<T>::Register)((Bits)x.v & mask)};
 }

@@ -1,5 +1,6 @@
-// What a user describes: the layers, the loss, the optimizer. Plain values, parsed from and written as
-// JSON (the same text in Python, in the C interface and in checkpoints); the plan is compiled from it.
+// What a user describes: the layers, the loss, the optimizer. Plain values, parsed from and written
+// as JSON (the same text in Python, in the C interface and in checkpoints); the plan is compiled
+// from it.
 #pragma once
 
 #include <cstdint>
@@ -67,16 +68,17 @@ struct LossDescription {
 // A function of k, the number of updates already done.
 struct Schedule {
   std::string type = "constant";
-  double value = 0.0;                          // constant
-  double start = 0.0, end = 0.0;               // linear, robbins_monro, step, cosine
-  std::optional<double> tau;                   // linear, in updates
-  std::optional<double> tau_epochs;            // linear, in epochs
-  double k0 = 1.0;                             // robbins_monro
-  double factor = 1.0;                         // step
-  std::int64_t every = 1;                      // step
-  std::int64_t steps = 1;                      // cosine, warmup, one_cycle
-  double peak = 0.0, start_fraction = 0.3, initial_divisor = 25.0, final_divisor = 1e4;  // one_cycle
-  std::shared_ptr<const Schedule> then;        // warmup
+  double value = 0.0;                // constant
+  double start = 0.0, end = 0.0;     // linear, robbins_monro, step, cosine
+  std::optional<double> tau;         // linear, in updates
+  std::optional<double> tau_epochs;  // linear, in epochs
+  double k0 = 1.0;                   // robbins_monro
+  double factor = 1.0;               // step
+  std::int64_t every = 1;            // step
+  std::int64_t steps = 1;            // cosine, warmup, one_cycle
+  double peak = 0.0, start_fraction = 0.3, initial_divisor = 25.0,
+         final_divisor = 1e4;            // one_cycle
+  std::shared_ptr<const Schedule> then;  // warmup
 };
 
 struct HyperValue {
@@ -92,16 +94,16 @@ struct ParameterGroup {
 };
 
 struct OptimizerDescription {
-  int optimizer = 0;                // position in math/optimizers.inc
-  std::vector<HyperValue> hyper;    // in the order of the optimizer's table; flags are 0 or 1
+  int optimizer = 0;              // position in math/optimizers.inc
+  std::vector<HyperValue> hyper;  // in the order of the optimizer's table; flags are 0 or 1
   std::vector<ParameterGroup> groups;
 };
 
 struct Averaging {
   enum class Kind { kNone, kPolyak, kEma };
   Kind kind = Kind::kNone;
-  double decay = 0.999;      // ema
-  std::int64_t start = 0;    // polyak: first averaged update
+  double decay = 0.999;    // ema
+  std::int64_t start = 0;  // polyak: first averaged update
 };
 
 enum class CheckFinite { kLoss, kGradients };
@@ -118,8 +120,8 @@ struct Description {
   CheckFinite check_finite = CheckFinite::kLoss;
 };
 
-// ValueError names the path of what is wrong ("[description] layers[2].units: expected ..."). Unknown
-// keys are errors; missing optional keys take the defaults.
+// ValueError names the path of what is wrong ("[description] layers[2].units: expected ...").
+// Unknown keys are errors; missing optional keys take the defaults.
 TW_INTERNAL_API Description parse_description(std::string_view json);
 // Canonical text: all keys, fixed order, shortest round-trip numbers; parse(to_json(d)) == d.
 TW_INTERNAL_API std::string to_json(const Description& description);

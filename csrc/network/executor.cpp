@@ -94,9 +94,9 @@ void Executor<T>::prepare_statistics(Team& team, const Pass& pass) {
       const Node& bn = plan_.nodes[node.batch_norm];
       const BatchNormState& state = plan_.states[bn.state];
       for (std::int64_t c = 0; c < state.width; ++c) {
-        const double scale = static_cast<double>(tensor(bn.gamma)[c]) /
-                             std::sqrt(static_cast<double>(parameters_.running_var(state)[c]) +
-                                       state.eps);
+        const double scale =
+            static_cast<double>(tensor(bn.gamma)[c]) /
+            std::sqrt(static_cast<double>(parameters_.running_var(state)[c]) + state.eps);
         const double bias = node.bias >= 0 ? static_cast<double>(tensor(node.bias)[c]) : 0.0;
         workspace_.fold_scale(bn.state)[c] = static_cast<T>(scale);
         workspace_.fold_shift(bn.state)[c] = static_cast<T>(
@@ -132,8 +132,7 @@ void Executor<T>::forward(Team& team, const Pass& pass) {
             kernels_.dropout(in, out, dropout, false, rows, panels);
           });
         } else if (pass.mode == Mode::kFrozen) {
-          grid(team, out,
-               [&](Range rows, Range panels) { kernels_.copy(in, out, rows, panels); });
+          grid(team, out, [&](Range rows, Range panels) { kernels_.copy(in, out, rows, panels); });
         }
         break;
       case NodeKind::kAdd: {
@@ -246,7 +245,6 @@ void Executor<T>::loss(Team& team, Mode mode, double gradient_scale, bool weight
       kernels_.elementwise_loss(plan_.description.loss.elementwise, problem, {block, block + 1});
   });
   team.single([&] {
-    *totals = {};
     for (std::int64_t b = 0; b < blocks; ++b) {
       totals->loss += workspace_.block_losses[b].loss;
       totals->hits += workspace_.block_losses[b].hits;

@@ -1,8 +1,8 @@
 // Runs a plan: forward, loss, backward and the gradient of each tensor.
 //
 // Every method is collective: all threads of the team call it with the same arguments (see
-// core/thread_pool.h), and a pass may be left unfinished only when the team was stopped. An executor
-// borrows everything and owns nothing.
+// core/thread_pool.h), and a pass may be left unfinished only when the team was stopped. An
+// executor borrows everything and owns nothing.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +23,9 @@ enum class Mode {
 struct Pass {
   Mode mode = Mode::kInference;
   std::uint64_t seed = 0;
-  std::uint64_t step = 0;        // keys dropout
-  std::int64_t first_row = 0;    // of this minibatch in the global one
-  double total_weight = 0.0;     // sum of row weights, for weighted batch norm
+  std::uint64_t step = 0;      // keys dropout
+  std::int64_t first_row = 0;  // of this minibatch in the global one
+  double total_weight = 0.0;   // sum of row weights, for weighted batch norm
   bool input_gradient = false;
 };
 
@@ -47,7 +47,7 @@ class Executor {
 
   // Loss of value(output) against the workspace's labels or targets. gradient_scale 0 computes the
   // value alone; otherwise gradient(output) receives gradient_scale * w * dloss/doutput. Uses the
-  // workspace's row weights when `weighted`. `totals` is written by one thread, readable after.
+  // workspace's row weights when `weighted`. One thread adds to `totals`, block by block.
   void loss(Team& team, Mode mode, double gradient_scale, bool weighted, bool dense_targets,
             LossTotals* totals);
 
@@ -68,7 +68,9 @@ class Executor {
   void backward_dense(Team& team, const Pass& pass, const Node& node);
   void backward_batch_norm(Team& team, const Pass& pass, const Node& node);
   void prepare_statistics(Team& team, const Pass& pass);
-  const T* tensor(int index) const { return parameters_.values.data() + plan_.tensors[index].offset; }
+  const T* tensor(int index) const {
+    return parameters_.values.data() + plan_.tensors[index].offset;
+  }
   bool wants_gradient(const Pass& pass, int buffer) const {
     return plan_.buffers[buffer].needs_gradient || pass.input_gradient;
   }

@@ -1,5 +1,5 @@
-// The initializers: Glorot and Bengio 2010, He et al. 2015, LeCun et al. 1998, Saxe et al. 2013, and the
-// uniform rule U(+-1/sqrt(fan_in)).
+// The initializers: Glorot and Bengio 2010, He et al. 2015, LeCun et al. 1998, Saxe et al. 2013,
+// and the uniform rule U(+-1/sqrt(fan_in)).
 #include "network/initialize.h"
 
 #include <algorithm>

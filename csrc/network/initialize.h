@@ -7,8 +7,8 @@
 
 namespace thalweg {
 
-// Fills the canonical [out, in] or [width] values of tensor `index`: a pure function of the plan, the
-// index and the seed.
+// Fills the canonical [out, in] or [width] values of tensor `index`: a pure function of the plan,
+// the index and the seed.
 void initialize(const Plan& plan, int index, std::uint64_t seed, double* values);
 
 }  // namespace thalweg

@@ -1,5 +1,5 @@
-// The values of a plan's parameters: the flat arena, the transposed weight copies that dgrad reads, and
-// batch norm's running statistics; conversion from and to the canonical flat vector.
+// The values of a plan's parameters: the flat arena, the transposed weight copies that dgrad reads,
+// and batch norm's running statistics; conversion from and to the canonical flat vector.
 #pragma once
 
 #include <algorithm>
@@ -37,8 +37,8 @@ template <class T>
 struct Parameters {
   Arena<T> values;
   Arena<T> transposed;
-  Arena<T> state;                      // running mean and variance, as BatchNormState says
-  std::vector<std::int64_t> batches;   // num_batches_tracked, per batch norm
+  Arena<T> state;                     // running mean and variance, as BatchNormState says
+  std::vector<std::int64_t> batches;  // num_batches_tracked, per batch norm
 
   explicit Parameters(const Plan& plan)
       : values(plan.arena_size),
@@ -50,8 +50,7 @@ struct Parameters {
 
   void reset_state(const Plan& plan) {
     std::fill(state.begin(), state.end(), T(0));
-    for (const BatchNormState& bn : plan.states)
-      std::fill_n(running_var(bn), bn.width, T(1));
+    for (const BatchNormState& bn : plan.states) std::fill_n(running_var(bn), bn.width, T(1));
     std::fill(batches.begin(), batches.end(), 0);
   }
 
@@ -69,17 +68,15 @@ struct Parameters {
     return state.data() + bn.offset + bn.padded;
   }
 
-  // After any write to `values` that does not maintain the copies itself.
-  void refresh_transposed(const Plan& plan) {
-    for (const Tensor& tensor : plan.tensors)
-      if (tensor.is_weight())
-        transpose_weight(values.data() + tensor.offset, tensor.out, tensor.in,
-                         transposed.data() + tensor.transposed_offset);
+  void refresh_transposed(const Tensor& weight) {
+    transpose_weight(values.data() + weight.offset, weight.out, weight.in,
+                     transposed.data() + weight.transposed_offset);
   }
 
   void set_flat(const Plan& plan, const T* flat) {
     pack_flat(plan, flat, values.data());
-    refresh_transposed(plan);
+    for (const Tensor& tensor : plan.tensors)
+      if (tensor.is_weight()) refresh_transposed(tensor);
   }
 };
 

@@ -113,8 +113,7 @@ class Compiler {
   int dense(const std::vector<Layer>& layers, std::size_t i, const std::string& name, int input,
             std::int64_t out) {
     const Layer& layer = layers[i];
-    const bool norm_follows =
-        i + 1 < layers.size() && layers[i + 1].kind == LayerKind::kBatchNorm;
+    const bool norm_follows = i + 1 < layers.size() && layers[i + 1].kind == LayerKind::kBatchNorm;
     const int node = add_node(NodeKind::kDense, name, input, out);
     const int weight =
         add_tensor(name + ".weight", Tensor::Kind::kWeight, out, width(input), layer.init);
@@ -229,10 +228,11 @@ class Compiler {
                              "] expected at least one layer inside Residual, got none");
           const std::size_t first_tensor = plan_.tensors.size();
           const int branch = build(layer.layers, name + ".", current, false);
-          expect<ValueError>(width(branch) == width(current), "[", name,
-                             "] expected the residual branch to end with the width it starts with (",
-                             width(current), "), got ", width(branch),
-                             "; end the branch with Dense(", width(current), ")");
+          expect<ValueError>(
+              width(branch) == width(current), "[", name,
+              "] expected the residual branch to end with the width it starts with (",
+              width(current), "), got ", width(branch), "; end the branch with Dense(",
+              width(current), ")");
           if (layer.zero_init) zero_last_layer(first_tensor);
           const int node = add_node(NodeKind::kAdd, name, current, width(current));
           plan_.nodes[node].second = branch;
@@ -270,9 +270,8 @@ class Compiler {
       tensor.flat_offset = plan_.num_parameters;
       plan_.num_parameters += tensor.size();
       tensor.offset = plan_.arena_size;
-      tensor.padded = tensor.is_weight()
-                          ? panels_of(tensor.out) * panels_of(tensor.in) * kTile
-                          : round_up(tensor.out, kGroupBlock);
+      tensor.padded = tensor.is_weight() ? panels_of(tensor.out) * panels_of(tensor.in) * kTile
+                                         : round_up(tensor.out, kGroupBlock);
       plan_.arena_size += tensor.padded;
       if (tensor.is_weight()) {
         tensor.transposed_offset = plan_.transposed_size;
@@ -357,6 +356,8 @@ std::string Plan::summary() const {
   return text;
 }
 
-Plan compile(const Description& description, bool fuse) { return Compiler(description, fuse).run(); }
+Plan compile(const Description& description, bool fuse) {
+  return Compiler(description, fuse).run();
+}
 
 }  // namespace thalweg

@@ -1,5 +1,5 @@
-// The plan: a description compiled once into nodes over numbered buffers, with every tensor's place in
-// the parameter arena and every fusion decided. Immutable; holds no values.
+// The plan: a description compiled once into nodes over numbered buffers, with every tensor's place
+// in the parameter arena and every fusion decided. Immutable; holds no values.
 #pragma once
 
 #include <cstdint>
@@ -17,25 +17,25 @@ struct Tensor {
   std::string name;  // "layers.0.weight"
   Kind kind = Kind::kWeight;
   std::int64_t out = 0;
-  std::int64_t in = 1;                   // 1 for vectors
-  std::int64_t offset = 0;               // in the arena, a multiple of kGroupBlock
-  std::int64_t padded = 0;               // elements in the arena
-  std::int64_t flat_offset = 0;          // in the canonical flat vector
-  std::int64_t transposed_offset = 0;    // weights: in the arena of transposed copies
-  std::int64_t vector_offset = 0;        // vectors: in the workspace's arena of vector gradients
+  std::int64_t in = 1;                 // 1 for vectors
+  std::int64_t offset = 0;             // in the arena, a multiple of kGroupBlock
+  std::int64_t padded = 0;             // elements in the arena
+  std::int64_t flat_offset = 0;        // in the canonical flat vector
+  std::int64_t transposed_offset = 0;  // weights: in the arena of transposed copies
+  std::int64_t vector_offset = 0;      // vectors: in the workspace's arena of vector gradients
   Initializer init;
-  bool he = false;                       // "auto" means He here
-  bool zero = false;                     // zero-initialized end of a residual branch
+  bool he = false;    // "auto" means He here
+  bool zero = false;  // zero-initialized end of a residual branch
 
   bool is_weight() const { return kind == Kind::kWeight; }
   std::int64_t size() const { return out * in; }
 };
 
 struct BatchNormState {
-  std::string name;          // "layers.1"
+  std::string name;  // "layers.1"
   std::int64_t width = 0;
-  std::int64_t offset = 0;   // of running_mean in the state arena; running_var follows at + padded
-  std::int64_t padded = 0;   // width rounded up to panels
+  std::int64_t offset = 0;  // of running_mean in the state arena; running_var follows at + padded
+  std::int64_t padded = 0;  // width rounded up to panels
   double eps = 0.0;
   std::optional<double> momentum;
   bool weighted = false;
@@ -49,7 +49,7 @@ struct Buffer {
   int inference_alias = -1;
   // Buffer whose gradient memory this one shares (in-place backward steps).
   int gradient_alias = -1;
-  bool needs_gradient = false;            // something trainable lies upstream
+  bool needs_gradient = false;  // something trainable lies upstream
 };
 
 enum class NodeKind { kDense, kBatchNorm, kActivation, kDropout, kAdd, kMaxout };
@@ -58,22 +58,22 @@ struct Node {
   NodeKind kind = NodeKind::kDense;
   std::string layer;  // name of the layer it comes from
   int input = 0;
-  int second = -1;    // add: the branch
+  int second = -1;  // add: the branch
   int output = 0;
   cpu::Activation activation;
-  int pre = -1;           // buffer of the value before the activation, when phi' needs it
-  int weight = -1;        // tensors
+  int pre = -1;     // buffer of the value before the activation, when phi' needs it
+  int weight = -1;  // tensors
   int bias = -1;
   int gamma = -1;
   int beta = -1;
-  int state = -1;         // batch-norm state
-  int batch_norm = -1;    // dense: the batch-norm node fed by its epilogue, or -1
+  int state = -1;                      // batch-norm state
+  int batch_norm = -1;                 // dense: the batch-norm node fed by its epilogue, or -1
   bool statistics_from_dense = false;  // batch norm: blocks are already there
-  double rate = 0.0;      // dropout
-  std::uint32_t stream = 0;  // dropout: its number in the network
-  std::int64_t pieces = 1;  // maxout
+  double rate = 0.0;                   // dropout
+  std::uint32_t stream = 0;            // dropout: its number in the network
+  std::int64_t pieces = 1;             // maxout
   // Backward, decided by the order of consumers:
-  bool accumulate_input = false;   // the input's gradient already holds another consumer's part
+  bool accumulate_input = false;  // the input's gradient already holds another consumer's part
   bool accumulate_second = false;
   bool applies_input_derivative = false;  // dense: dgrad multiplies by phi' of the input's producer
   bool derivative_applied = false;        // phi' of this node is applied by its consumer
@@ -90,7 +90,7 @@ struct LayerOutput {
 struct UpdateTask {
   int tensor = 0;
   int node = 0;
-  std::int64_t in_panel = 0;   // weights
+  std::int64_t in_panel = 0;  // weights
   std::int64_t out_panel = 0;
 };
 
@@ -102,7 +102,7 @@ struct Plan {
   std::vector<Node> nodes;      // in order of execution
   std::vector<LayerOutput> layers;
   std::vector<UpdateTask> updates;
-  int output = 0;               // buffer of the network's output
+  int output = 0;  // buffer of the network's output
   std::int64_t in_features = 0;
   std::int64_t out_features = 0;
   std::int64_t arena_size = 0;
@@ -111,8 +111,8 @@ struct Plan {
   std::int64_t state_size = 0;
   std::int64_t num_parameters = 0;
   std::int64_t max_batch_norm_panels = 0;
-  double flops_per_row = 0.0;   // multiply-adds count two; forward only
-  int phases = 0;               // parallel phases of one training step, for choosing threads
+  double flops_per_row = 0.0;  // multiply-adds count two; forward only
+  int phases = 0;              // parallel phases of one training step, for choosing threads
 
   bool has_batch_norm() const { return !states.empty(); }
   bool has_weighted_batch_norm() const;
@@ -121,8 +121,8 @@ struct Plan {
 };
 
 // ValueError for shapes that do not fit, naming the layer.
-// Without `fuse` every layer has a node and a buffer of its own, so that its output can be read; tensors
-// and their places are the same either way.
+// Without `fuse` every layer has a node and a buffer of its own, so that its output can be read;
+// tensors and their places are the same either way.
 Plan compile(const Description& description, bool fuse = true);
 
 }  // namespace thalweg

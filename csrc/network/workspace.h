@@ -1,5 +1,5 @@
-// The memory one pass over a plan needs: values and gradients of all buffers, batch-norm scratch, the
-// loss. Built for a number of rows; smaller batches use it too. One per concurrent call.
+// The memory one pass over a plan needs: values and gradients of all buffers, batch-norm scratch,
+// the loss. Built for a number of rows; smaller batches use it too. One per concurrent call.
 #pragma once
 
 #include <cstdint>
@@ -50,14 +50,14 @@ class Workspace {
   Arena<T> row_weights;
   Arena<std::int64_t> labels;
   Arena<std::int64_t> row_index;
-  Arena<T> targets;             // panels [capacity, out]
+  Arena<T> targets;  // panels [capacity, out]
 
  private:
   std::int64_t capacity_;
   bool gradients_;
   std::int64_t rows_ = 0;
   std::vector<std::int64_t> width_;
-  std::vector<std::int64_t> value_offset_;     // in elements per row
+  std::vector<std::int64_t> value_offset_;  // in elements per row
   std::vector<std::int64_t> gradient_offset_;
   std::vector<std::int64_t> statistics_offset_;
   std::vector<std::int64_t> padded_;

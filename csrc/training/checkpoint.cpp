@@ -1,8 +1,8 @@
 // What a model writes to and reads from a file. The container is in checkpoint_file.h.
 //
 // Tensors: parameters and batch-norm buffers by layer, "optimizer.<slot>.<parameter>",
-// "average.<parameter>". Metadata: "description" (JSON), "training" (JSON: counters, the place in the
-// data and the partial metrics of the epoch in progress).
+// "average.<parameter>". Metadata: "description" (JSON), "training" (JSON: counters, the place in
+// the data and the partial metrics of the epoch in progress).
 #include <algorithm>
 #include <cstring>
 
@@ -18,9 +18,7 @@ namespace {
 
 constexpr const char* kShuffleNames[] = {"epoch", "stack", "iid", "none"};
 
-[[noreturn]] void fail(const std::string& message) {
-  throw CheckpointError("[load] " + message);
-}
+[[noreturn]] void fail(const std::string& message) { throw CheckpointError("[load] " + message); }
 
 const StoredTensor& require(const CheckpointFile& file, const TensorInfo& info,
                             const std::string& name) {
@@ -32,7 +30,8 @@ const StoredTensor& require(const CheckpointFile& file, const TensorInfo& info,
     return out + ")";
   };
   if (tensor->shape != info.shape)
-    fail(concat("expected '", name, "' of shape ", text(info.shape), ", got ", text(tensor->shape)));
+    fail(
+        concat("expected '", name, "' of shape ", text(info.shape), ", got ", text(tensor->shape)));
   return *tensor;
 }
 
@@ -96,6 +95,7 @@ const std::string& metadata(const CheckpointFile& file, const std::string& key) 
 Json cursor_json(const Cursor& cursor, std::int64_t averaged) {
   return Json::Object{
       {"steps", cursor.steps},
+      {"updates", cursor.updates},
       {"epochs", cursor.epochs},
       {"position", cursor.position},
       {"rows", cursor.rows},
@@ -130,6 +130,7 @@ Cursor parse_cursor(const std::string& text, std::int64_t* averaged) {
   };
   Cursor cursor;
   cursor.steps = count("steps");
+  cursor.updates = count("updates");
   cursor.epochs = count("epochs");
   cursor.position = count("position");
   cursor.rows = count("rows");
@@ -247,9 +248,9 @@ std::unique_ptr<Model> Model::load(const std::string& path, const std::string& d
   }
 }
 
-#define TW_INSTANTIATE(T)                                             \
-  template void TypedModel<T>::save(const std::string&) const;        \
-  template void TypedModel<T>::restore(const CheckpointFile&);        \
+#define TW_INSTANTIATE(T)                                      \
+  template void TypedModel<T>::save(const std::string&) const; \
+  template void TypedModel<T>::restore(const CheckpointFile&); \
   template void TypedModel<T>::load_weights(const std::string&);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

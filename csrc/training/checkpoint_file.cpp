@@ -56,7 +56,8 @@ const char* stored_name(DType dtype) {
   for (const StoredType& type : kStoredTypes) {
     if (type.dtype == dtype) return type.name;
   }
-  throw InternalError(concat("[checkpoint] no safetensors name for dtype ", static_cast<int>(dtype)));
+  throw InternalError(
+      concat("[checkpoint] no safetensors name for dtype ", static_cast<int>(dtype)));
 }
 
 // Errors are thrown without the path; the two entry points add it.

@@ -73,7 +73,8 @@ decltype(auto) with_reader(DType dtype, F&& f) {
 }
 
 const std::byte* element(const ArrayView& array, std::int64_t row, std::int64_t col = 0) {
-  return static_cast<const std::byte*>(array.data) + row * array.row_stride + col * array.col_stride;
+  return static_cast<const std::byte*>(array.data) + row * array.row_stride +
+         col * array.col_stride;
 }
 
 std::string shape_text(const ArrayView& array) {
@@ -92,8 +93,8 @@ void check_elements(const ArrayView& array, const std::string& operation, const 
         if (good(value)) continue;
         const std::string place =
             array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
-        throw ValueError(concat("[", operation, "] expected ", expected, ", got ", name, place, " = ",
-                                value));
+        throw ValueError(
+            concat("[", operation, "] expected ", expected, ", got ", name, place, " = ", value));
       }
   });
 }
@@ -123,8 +124,8 @@ Targets check_cross_entropy_target(const Plan& plan, const ArrayView& y,
                    [&](double v) { return v >= 0.0 && v < static_cast<double>(classes); });
     return Targets::kLabels;
   }
-  expect<ValueError>(y.cols == classes, "[", operation, "] expected probabilities of shape (", y.rows,
-                     ", ", classes, "), one column per output, got ", shape_text(y),
+  expect<ValueError>(y.cols == classes, "[", operation, "] expected probabilities of shape (",
+                     y.rows, ", ", classes, "), one column per output, got ", shape_text(y),
                      "; integer labels are one-dimensional");
   check_elements(y, operation, "y", "finite probabilities >= 0",
                  [](double v) { return v >= 0.0 && std::isfinite(v); });
@@ -144,7 +145,8 @@ void check_dense_target(const Plan& plan, const ArrayView& y, const std::string&
   const char* name = loss_name(plan.description.loss.elementwise);
   switch (target) {
     case TargetKind::real:
-      check_elements(y, operation, "y", "finite targets", [](double v) { return std::isfinite(v); });
+      check_elements(y, operation, "y", "finite targets",
+                     [](double v) { return std::isfinite(v); });
       break;
     case TargetKind::unit_interval:
       check_elements(y, operation, "y", concat("targets in [0, 1] for ", name).c_str(),
@@ -164,8 +166,9 @@ void check_input(const Plan& plan, const ArrayView& x, const std::string& operat
   expect<ValueError>(x.dimensions == 2, "[", operation, "] expected x of shape (n, ",
                      plan.in_features, "), got ", shape_text(x),
                      x.dimensions == 1 ? "; reshape one row with x.reshape(1, -1)" : "");
-  expect<ValueError>(x.cols == plan.in_features, "[", operation, "] expected x.shape[1] == ",
-                     plan.in_features, " (in_features), got ", shape_text(x));
+  expect<ValueError>(x.cols == plan.in_features, "[", operation,
+                     "] expected x.shape[1] == ", plan.in_features, " (in_features), got ",
+                     shape_text(x));
   expect<ValueError>(x.rows >= 1, "[", operation, "] expected at least one row, got ",
                      shape_text(x));
   if (!require_finite || is_integer(x.dtype)) return;
@@ -209,7 +212,8 @@ double row_weight(const Batch& batch, std::int64_t row) {
     weight = with_reader(data.weights.dtype,
                          [&](auto read) { return read(element(data.weights, row)); });
   if (batch.class_weights != nullptr) {
-    const auto label = with_reader(data.y.dtype, [&](auto read) { return read(element(data.y, row)); });
+    const auto label =
+        with_reader(data.y.dtype, [&](auto read) { return read(element(data.y, row)); });
     weight *= (*batch.class_weights)[static_cast<std::size_t>(label)];
   }
   return static_cast<double>(static_cast<T>(weight));

@@ -42,6 +42,7 @@ double row_weight(const Batch& batch, std::int64_t row);
 
 // Collective: fills value(0), labels or targets, and row weights of the workspace.
 template <class T>
-void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels, Workspace<T>& workspace);
+void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
+            Workspace<T>& workspace);
 
 }  // namespace thalweg

@@ -1,5 +1,5 @@
-// Pure passes: evaluation, prediction, loss and gradient. They write to workspaces of their own and may
-// run from many threads at once.
+// Pure passes: evaluation, prediction, loss and gradient. They write to workspaces of their own and
+// may run from many threads at once.
 #include <algorithm>
 #include <cmath>
 
@@ -54,7 +54,8 @@ template <class T>
 template <class Visit>
 void TypedModel<T>::infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
                           const char* operation, Visit&& visit) const {
-  expect<ValueError>(batch_size >= 1, "[", operation, "] expected batch_size >= 1, got ", batch_size);
+  expect<ValueError>(batch_size >= 1, "[", operation, "] expected batch_size >= 1, got ",
+                     batch_size);
   // Whole row blocks, so that sums over rows do not depend on the batch size.
   const std::int64_t chunk = std::min(round_up(batch_size, kRowBlock), x.rows);
   const Lease workspace(*this, chunk, false);
@@ -101,8 +102,9 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
                                 const Interrupt& interrupt) const {
   const Targets targets = check_data(plan_, data, "evaluate", false);
   const bool custom = plan_.description.loss.kind == LossDescription::Kind::kCustom;
-  expect<ValueError>(!custom || custom_loss_,
-                     "[evaluate] expected a loss callable for a model with a custom loss, got none");
+  expect<ValueError>(
+      !custom || custom_loss_,
+      "[evaluate] expected a loss callable for a model with a custom loss, got none");
   expect<ValueError>(batch_size >= 1, "[evaluate] expected batch_size >= 1, got ", batch_size);
   const std::int64_t rows = data.x.rows;
   const std::int64_t chunk = std::min(round_up(batch_size, kRowBlock), rows);
@@ -116,7 +118,6 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
     batch.first = first;
     batch.rows = std::min(chunk, rows - first);
     workspace->set_rows(batch.rows);
-    LossTotals totals;
     const bool interrupted = ThreadPool::shared().run(
         threads_for(batch.rows, 1.0),
         [&](Team& team) {
@@ -124,19 +125,17 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
           executor.forward(team, Pass{});
           if (!custom)
             executor.loss(team, Mode::kInference, 0.0, batch.weighted(), targets == Targets::kDense,
-                          &totals);
+                          &sum);
         },
         interrupt);
     if (interrupted) throw Interrupted("[evaluate] interrupted");
     if (custom) {
       for (std::int64_t r = 0; r < batch.rows; ++r) workspace->row_index[r] = first + r;
-      totals.weight = static_cast<double>(batch.rows);
-      totals.loss = call_custom_loss(*workspace, executor.resolve(plan_.output, Mode::kInference),
-                                     custom_loss_, 0.0) * totals.weight;
+      const int output = executor.resolve(plan_.output, Mode::kInference);
+      const auto weight = static_cast<double>(batch.rows);
+      sum.loss += weight * call_custom_loss(*workspace, output, custom_loss_, 0.0);
+      sum.weight += weight;
     }
-    sum.loss += totals.loss;
-    sum.hits += totals.hits;
-    sum.weight += totals.weight;
   }
   return metrics_of(sum);
 }
@@ -215,8 +214,7 @@ void TypedModel<T>::activations(const ArrayView& x, bool training,
     gather(team, batch, kernels_, workspace);
     executor.forward(team, pass);
     for (std::size_t i = 0; i < out.size(); ++i) {
-      const Panels<T> value =
-          workspace.value(executor.resolve(plan.layers[i].buffer, pass.mode));
+      const Panels<T> value = workspace.value(executor.resolve(plan.layers[i].buffer, pass.mode));
       team.for_each(row_blocks_of(value.rows), [&](std::int64_t block) {
         kernels_.scatter(value, row_block(block, value.rows), static_cast<T*>(out[i]), value.width);
       });
@@ -252,9 +250,7 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
   const Parameters<T>& parameters = input_gradient ? with_fresh_transposed() : parameters_;
   Executor<T> executor(plan_, parameters, *workspace, kernels_);
   Pass pass;
-  pass.mode = options.training ? Mode::kTraining
-              : with_gradient  ? Mode::kFrozen
-                               : Mode::kInference;
+  pass.mode = options.training ? Mode::kTraining : with_gradient ? Mode::kFrozen : Mode::kInference;
   pass.seed = plan_.description.seed;
   pass.step = static_cast<std::uint64_t>(cursor_.steps);
   pass.total_weight = weight;
@@ -288,9 +284,9 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
     run(ahead);
     for (std::int64_t r = 0; r < rows; ++r) workspace->row_index[r] = r;
     totals.weight = weight;
-    totals.loss = call_custom_loss(*workspace, executor.resolve(plan_.output, pass.mode), custom_loss,
-                                   1.0) /
-                  loss_scale(weight);
+    totals.loss =
+        call_custom_loss(*workspace, executor.resolve(plan_.output, pass.mode), custom_loss, 1.0) /
+        loss_scale(weight);
     run(back);
   } else {
     run([&](Team& team) {
@@ -304,17 +300,17 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
   return metrics_of(totals);
 }
 
-#define TW_INSTANTIATE(T)                                                                          \
-  template Metrics TypedModel<T>::evaluate(const Data&, std::int64_t, const Interrupt&) const;     \
-  template void TypedModel<T>::predict(const ArrayView&, std::int64_t, void*, const Interrupt&)    \
-      const;                                                                                       \
-  template void TypedModel<T>::predict_probabilities(const ArrayView&, std::int64_t, void*,        \
-                                                     const Interrupt&) const;                      \
-  template void TypedModel<T>::activations(const ArrayView&, bool, const std::vector<void*>&)      \
-      const;                                                                                       \
-  template Metrics TypedModel<T>::loss_and_gradient(const Data&, const GradientOptions&, void*,    \
-                                                    void*) const;                                  \
-  template double TypedModel<T>::call_custom_loss(Workspace<T>&, int, const CustomLoss&, double)    \
+#define TW_INSTANTIATE(T)                                                                        \
+  template Metrics TypedModel<T>::evaluate(const Data&, std::int64_t, const Interrupt&) const;   \
+  template void TypedModel<T>::predict(const ArrayView&, std::int64_t, void*, const Interrupt&)  \
+      const;                                                                                     \
+  template void TypedModel<T>::predict_probabilities(const ArrayView&, std::int64_t, void*,      \
+                                                     const Interrupt&) const;                    \
+  template void TypedModel<T>::activations(const ArrayView&, bool, const std::vector<void*>&)    \
+      const;                                                                                     \
+  template Metrics TypedModel<T>::loss_and_gradient(const Data&, const GradientOptions&, void*,  \
+                                                    void*) const;                                \
+  template double TypedModel<T>::call_custom_loss(Workspace<T>&, int, const CustomLoss&, double) \
       const;
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

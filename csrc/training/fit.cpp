@@ -1,7 +1,7 @@
 // Training: the update, the epoch, the fit.
 //
-// An update leaves the model either as it was or complete: everything before Team::commit writes only
-// to the workspace, the gradient arena and staged copies.
+// An update leaves the model either as it was or complete: everything before Team::commit writes
+// only to the workspace, the gradient arena and staged copies.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -101,21 +101,22 @@ std::int64_t TypedModel<T>::arena_count(const UpdateTask& task) const {
   return tensor.is_weight() ? kTile : tensor.padded;
 }
 
-// Optimizer, average and transposed copy of one task's elements.
+// Optimizer, average and transposed copy of one task's elements; without a gradient they are
+// frozen.
 template <class T>
 std::int64_t TypedModel<T>::apply(const UpdateTask& task, const T* gradient) {
   const Tensor& tensor = plan_.tensors[task.tensor];
   const std::int64_t offset = arena_offset(task);
   const std::int64_t count = arena_count(task);
   T* values = parameters_.values.data();
-  const std::int64_t skipped = optimizer_.step(kernels_, values, gradient, offset, count);
+  const std::int64_t skipped =
+      gradient != nullptr ? optimizer_.step(kernels_, values, gradient, offset, count) : 0;
   if (average_weight_ > 0.0)
     optimizer_.average(kernels_, values, average_.data(), average_weight_, offset, count);
   if (tensor.is_weight() && keeps_transposed_[task.tensor])
-    kernels_.transpose_tile(
-        values + offset,
-        parameters_.transposed.data() + tensor.transposed_offset +
-            (task.in_panel * panels_of(tensor.out) + task.out_panel) * kTile);
+    kernels_.transpose_tile(values + offset,
+                            parameters_.transposed.data() + tensor.transposed_offset +
+                                (task.in_panel * panels_of(tensor.out) + task.out_panel) * kTile);
   return skipped;
 }
 
@@ -192,12 +193,11 @@ void TypedModel<T>::fail_gradient() const {
 template <class T>
 void TypedModel<T>::raise_after(const Outcome& outcome) const {
   if (outcome.skipped > 0)
-    throw NonFiniteError(
-        concat("[fit] expected finite gradients, got ", outcome.skipped,
-               " non-finite elements at step ", cursor_.steps,
-               "; their parameters were left alone, the others updated. Use "
-               "check_finite=\"gradients\" to keep the whole update back"),
-        cursor_.steps, "gradient");
+    throw NonFiniteError(concat("[fit] expected finite gradients, got ", outcome.skipped,
+                                " non-finite elements at step ", cursor_.steps,
+                                "; their parameters were left alone, the others updated. Use "
+                                "check_finite=\"gradients\" to keep the whole update back"),
+                         cursor_.steps, "gradient");
   if (outcome.interrupted) throw Interrupted("[fit] interrupted after a complete update");
 }
 
@@ -207,13 +207,13 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
                            const std::vector<Part>& parts, const Interrupt& interrupt,
                            const CustomLoss& custom_loss) -> Outcome {
   Outcome outcome;
-  std::vector<Batch> batches(parts.size());
-  std::vector<double> weights(parts.size());
+  batches_.assign(parts.size(), {});
+  part_weights_.assign(parts.size(), 0.0);
   std::int64_t rows = 0;
   std::int64_t most_rows = 0;
   double weight = 0.0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    Batch& batch = batches[i];
+    Batch& batch = batches_[i];
     batch.data = &data;
     batch.targets = targets;
     batch.class_weights = class_weights;
@@ -222,16 +222,16 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
     batch.fill_weights = plan_.has_weighted_batch_norm();
     rows += batch.rows;
     most_rows = std::max(most_rows, batch.rows);
-    weights[i] = static_cast<double>(batch.rows);
+    part_weights_[i] = static_cast<double>(batch.rows);
     if (batch.weighted()) {
-      weights[i] = 0.0;
+      part_weights_[i] = 0.0;
       for (std::int64_t r = 0; r < batch.rows; ++r)
-        weights[i] += row_weight<T>(batch, order(batch.first + r));
+        part_weights_[i] += row_weight<T>(batch, order(batch.first + r));
     }
-    weight += weights[i];
+    weight += part_weights_[i];
   }
   if (!(weight > 0.0)) return outcome;  // nothing counts: nothing to learn from
-  for (const double part : weights) check_total_weight(part, "fit");
+  for (const double part : part_weights_) check_total_weight(part, "fit");
 
   reserve_workspace(most_rows);
   const bool custom = static_cast<bool>(custom_loss);
@@ -244,7 +244,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
 
   std::copy(parameters_.state.begin(), parameters_.state.end(), staged_state_.begin());
   staged_batches_ = parameters_.batches;
-  outcome.lr = optimizer_.prepare(cursor_.steps + 1, cursor_.steps_per_epoch);
+  outcome.lr = optimizer_.prepare(cursor_.updates + 1, cursor_.steps_per_epoch);
   const Averaging& averaging = plan_.description.averaging;
   average_weight_ = 0.0;
   if (averaging.kind == Averaging::Kind::kEma)
@@ -274,7 +274,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
   const double gradient_scale = loss_scale(weight);
   std::int64_t first_row = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    Batch& batch = batches[i];
+    Batch& batch = batches_[i];
     Workspace<T>& workspace = *workspace_;
     workspace.set_rows(batch.rows);
     Pass pass;
@@ -282,7 +282,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
     pass.seed = plan_.description.seed;
     pass.step = static_cast<std::uint64_t>(cursor_.steps);
     pass.first_row = first_row;
-    pass.total_weight = weights[i];
+    pass.total_weight = part_weights_[i];
     first_row += batch.rows;
     LossTotals totals;
 
@@ -311,8 +311,9 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
       alignas(64) T tile[kTile];
       team.for_each(tasks, [&](std::int64_t u) {
         const UpdateTask& task = plan_.updates[u];
-        if (optimizer_.frozen(task.tensor)) return;
-        if (plan_.tensors[task.tensor].is_weight()) {
+        if (optimizer_.frozen(task.tensor)) {
+          update_range(task, nullptr);
+        } else if (plan_.tensors[task.tensor].is_weight()) {
           executor.weight_gradient(task, false, tile);
           update_range(task, tile);
         } else {
@@ -335,8 +336,8 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
           team_size,
           [&](Team& team) {
             ahead(team);
-            executor.loss(team, pass.mode, gradient_scale, batch.weighted(), targets == Targets::kDense,
-                          &totals);
+            executor.loss(team, pass.mode, gradient_scale, batch.weighted(),
+                          targets == Targets::kDense, &totals);
             if (team.stopped() || !std::isfinite(totals.loss)) return;
             back(team);
           },
@@ -356,11 +357,10 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
           if (keep_gradients) {
             team.for_each(tasks, [&](std::int64_t u) {
               const UpdateTask& task = plan_.updates[u];
-              task_norms_[u] =
-                  optimizer_.frozen(task.tensor)
-                      ? 0.0
-                      : kernels_.sum_of_squares(gradients_.data() + arena_offset(task),
-                                                arena_count(task));
+              task_norms_[u] = optimizer_.frozen(task.tensor)
+                                   ? 0.0
+                                   : kernels_.sum_of_squares(gradients_.data() + arena_offset(task),
+                                                             arena_count(task));
             });
             team.single([&] {
               for (std::int64_t u = 0; u < tasks; ++u) squares += task_norms_[u];
@@ -373,9 +373,9 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
           const bool clip = plan_.description.clip_norm.has_value() && norm > limit;
           team.for_each(tasks, [&](std::int64_t u) {
             const UpdateTask& task = plan_.updates[u];
-            if (optimizer_.frozen(task.tensor)) return;
-            T* gradient = gradients_.data() + arena_offset(task);
-            if (clip) kernels_.scale(gradient, limit / norm, arena_count(task));
+            const bool frozen = optimizer_.frozen(task.tensor);
+            T* gradient = frozen ? nullptr : gradients_.data() + arena_offset(task);
+            if (clip && !frozen) kernels_.scale(gradient, limit / norm, arena_count(task));
             update_range(task, gradient);
           });
         },
@@ -389,6 +389,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
   transposed_stale_ = true;
   if (average_weight_ > 0.0) ++averaged_;
   ++cursor_.steps;
+  ++cursor_.updates;
   outcome.skipped = skipped.load();
   return outcome;
 }
@@ -432,8 +433,9 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
   if (options.early_stopping) {
     const EarlyStopping& rule = *options.early_stopping;
     expect<ValueError>(rule.patience >= 0, "[fit] expected patience >= 0, got ", rule.patience);
-    expect<ValueError>(validate || rule.monitor == Monitor::kLoss || rule.monitor == Monitor::kAccuracy,
-                       "[fit] expected validation_data to monitor a validation metric, got none");
+    expect<ValueError>(
+        validate || rule.monitor == Monitor::kLoss || rule.monitor == Monitor::kAccuracy,
+        "[fit] expected validation_data to monitor a validation metric, got none");
     expect<ValueError>(has_accuracy() || rule.monitor == Monitor::kLoss ||
                            rule.monitor == Monitor::kValidationLoss,
                        "[fit] expected a loss with classes to monitor accuracy; monitor the loss");
@@ -474,6 +476,7 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
   std::optional<double> best;
   std::int64_t best_epoch = 0;
   std::unique_ptr<Parameters<T>> best_parameters;
+  std::vector<Part> parts;
   bool go_on = true;
   const auto stop = [&](const char* reason) {
     go_on = false;
@@ -493,7 +496,7 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
     const Order order(shuffle, rows, plan_.description.seed, cursor_.epochs);
 
     while (cursor_.position < rows && go_on) {
-      std::vector<Part> parts;
+      parts.clear();
       std::int64_t position = cursor_.position;
       std::int64_t lone_rows = 0;
       while (position < rows && static_cast<std::int64_t>(parts.size()) < options.accumulate) {
@@ -581,7 +584,8 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
                      batch_size);
   if (!plan_.has_batch_norm()) return;
   check_batch(std::min(x.rows, batch_size), "recalibrate_batch_norm");
-  // The mean over batches of each batch's mean and unbiased variance (Ioffe and Szegedy 2015, alg. 2).
+  // The mean over batches of each batch's mean and unbiased variance (Ioffe and Szegedy 2015, alg.
+  // 2).
   reserve_workspace(std::min(x.rows, batch_size));
   Executor<T> executor(plan_, parameters_, *workspace_, kernels_);
   std::vector<double> mean(static_cast<std::size_t>(plan_.state_size), 0.0);
@@ -627,13 +631,13 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
   std::fill(parameters_.batches.begin(), parameters_.batches.end(), batches);
 }
 
-#define TW_INSTANTIATE(T)                                                                          \
-  template FitResult TypedModel<T>::fit(const Data&, const FitOptions&);                           \
-  template StepRecord TypedModel<T>::step(const Data&, const Interrupt&, const CustomLoss&);       \
-  template void TypedModel<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,              \
-                                                      const Interrupt&);                           \
-  template void TypedModel<T>::write_gradient(Executor<T>&, const UpdateTask&, bool, T*) const;    \
-  template void TypedModel<T>::check_batch(std::int64_t, const char*) const;                       \
+#define TW_INSTANTIATE(T)                                                                       \
+  template FitResult TypedModel<T>::fit(const Data&, const FitOptions&);                        \
+  template StepRecord TypedModel<T>::step(const Data&, const Interrupt&, const CustomLoss&);    \
+  template void TypedModel<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,           \
+                                                      const Interrupt&);                        \
+  template void TypedModel<T>::write_gradient(Executor<T>&, const UpdateTask&, bool, T*) const; \
+  template void TypedModel<T>::check_batch(std::int64_t, const char*) const;                    \
   template void TypedModel<T>::check_total_weight(double, const char*) const;
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

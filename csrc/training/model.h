@@ -1,5 +1,6 @@
 // A trainable model: parameters, optimizer state and data cursor of one description on one device.
-// This is what the C interface and the Python module hold; everything below it is typed and planned.
+// This is what the C interface and the Python module hold; everything below it is typed and
+// planned.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,9 @@
 
 namespace thalweg {
 
-// Rows of a data set, borrowed. Cross-entropy takes integer labels (one-dimensional) or probabilities
-// [rows, out]; the other losses take values [rows, out] or [rows] when there is one output.
+// Rows of a data set, borrowed. Cross-entropy takes integer labels (one-dimensional) or
+// probabilities [rows, out]; the other losses take values [rows, out] or [rows] when there is one
+// output.
 struct Data {
   ArrayView x;
   ArrayView y;        // absent for prediction
@@ -48,7 +50,8 @@ struct StepRecord {
   std::int64_t step = 0;  // updates done over the life of the model
   Metrics metrics;        // of the minibatch
   double lr = 0.0;
-  double gradient_norm = std::numeric_limits<double>::quiet_NaN();  // before clipping; when computed
+  double gradient_norm =
+      std::numeric_limits<double>::quiet_NaN();  // before clipping; when computed
 };
 
 enum class Monitor { kValidationLoss, kValidationAccuracy, kLoss, kAccuracy };
@@ -79,12 +82,14 @@ struct FitOptions {
 
 struct FitResult {
   std::vector<EpochRecord> epochs;
-  std::string stopped_because;  // "epochs", "max_steps", "early_stopping", "stop_at_loss", "callback"
+  std::string
+      stopped_because;  // "epochs", "max_steps", "early_stopping", "stop_at_loss", "callback"
   std::int64_t best_epoch = 0;  // with early stopping
 };
 
-// Value and gradient of a caller-supplied loss on a row-major minibatch of outputs [rows, out] in the
-// model's element type. Writes the gradient of the returned value; throws CallbackFailed to stop.
+// Value and gradient of a caller-supplied loss on a row-major minibatch of outputs [rows, out] in
+// the model's element type. Writes the gradient of the returned value; throws CallbackFailed to
+// stop.
 using CustomLoss = std::function<double(const void* outputs, const std::int64_t* row_index,
                                         std::int64_t rows, void* gradient)>;
 
@@ -113,7 +118,8 @@ class TW_INTERNAL_API Model {
   // device: "auto", "cpu", "cuda". threads 0: the default of the pool.
   static std::unique_ptr<Model> create(const Description& description, const std::string& device,
                                        int threads);
-  static std::unique_ptr<Model> load(const std::string& path, const std::string& device, int threads);
+  static std::unique_ptr<Model> load(const std::string& path, const std::string& device,
+                                     int threads);
   virtual ~Model() = default;
   virtual std::unique_ptr<Model> copy() const = 0;
 
@@ -133,8 +139,9 @@ class TW_INTERNAL_API Model {
   virtual StepRecord step(const Data& data, const Interrupt& interrupt = {},
                           const CustomLoss& custom_loss = {}) = 0;
   virtual void set_custom_loss(CustomLoss loss) = 0;  // for fit and evaluate
-  virtual void reset() = 0;  // parameters, state, counters as after create
-  virtual void set_optimizer(const OptimizerDescription& optimizer) = 0;  // slots restart at zero
+  virtual void reset() = 0;                           // parameters, state, counters as after create
+  // Its slots, its count of updates and its schedules start at zero.
+  virtual void set_optimizer(const OptimizerDescription& optimizer) = 0;
   virtual void recalibrate_batch_norm(const ArrayView& x, std::int64_t batch_size,
                                       const Interrupt& interrupt = {}) = 0;
 
@@ -148,16 +155,17 @@ class TW_INTERNAL_API Model {
   virtual void predict_probabilities(const ArrayView& x, std::int64_t batch_size, void* out,
                                      const Interrupt& interrupt = {}) const = 0;
   // Outputs of every top-level layer for one batch: out[i] is row-major [rows, layer i's width].
-  virtual void activations(const ArrayView& x, bool training, const std::vector<void*>& out) const = 0;
+  virtual void activations(const ArrayView& x, bool training,
+                           const std::vector<void*>& out) const = 0;
   // gradient (canonical flat) and input_gradient ([rows, in]) may be null.
-  virtual Metrics loss_and_gradient(const Data& data, const GradientOptions& options, void* gradient,
-                                    void* input_gradient) const = 0;
+  virtual Metrics loss_and_gradient(const Data& data, const GradientOptions& options,
+                                    void* gradient, void* input_gradient) const = 0;
 
   // ---- values, canonical flat vectors in the model's element type unless said otherwise
   virtual void get_parameters(void* out) const = 0;
   virtual void set_parameters(const void* in) = 0;
-  virtual void get_theta(void* out) const = 0;            // the look-ahead methods' theta
-  virtual bool get_average(void* out) const = 0;          // false: no averaging
+  virtual void get_theta(void* out) const = 0;    // the look-ahead methods' theta
+  virtual bool get_average(void* out) const = 0;  // false: no averaging
   virtual std::vector<std::string> slot_names() const = 0;
   virtual void get_slot(int slot, void* out) const = 0;
   // Batch-norm buffers "layers.1.running_mean" ... (num_batches_tracked is int64 and apart).

@@ -51,7 +51,8 @@ Optimizer<T>::Optimizer(const Plan& plan, const OptimizerDescription& descriptio
       if (blocks[0] == 0)
         std::fill_n(blocks, tensor.padded / kGroupBlock, static_cast<std::uint8_t>(g));
     }
-    expect<ValueError>(matched, "[optimizer] expected a group pattern that matches a parameter, got '",
+    expect<ValueError>(matched,
+                       "[optimizer] expected a group pattern that matches a parameter, got '",
                        group.match, "'; parameters are named like ",
                        plan.tensors.empty() ? "layers.0.weight" : plan.tensors[0].name);
   }

@@ -1,5 +1,5 @@
-// The order in which an epoch visits the rows of a data set: a function of position, not an array, so
-// that training resumes anywhere.
+// The order in which an epoch visits the rows of a data set: a function of position, not an array,
+// so that training resumes anywhere.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ class Order {
         philox(seed_, kIidStream, epoch_, static_cast<std::uint64_t>(position));
     const std::uint64_t bits = static_cast<std::uint64_t>(block.word[1]) << 32 | block.word[0];
     __extension__ using Wide = unsigned __int128;
-    return static_cast<std::int64_t>((static_cast<Wide>(bits) * static_cast<std::uint64_t>(rows_)) >>
-                                     64);
+    return static_cast<std::int64_t>(
+        (static_cast<Wide>(bits) * static_cast<std::uint64_t>(rows_)) >> 64);
   }
 
   Shuffle shuffle_;

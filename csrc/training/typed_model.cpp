@@ -33,7 +33,8 @@ std::unique_ptr<Model> Model::create(const Description& description, const std::
                                      int threads) {
   resolve_device(device);
   expect<ValueError>(threads >= 0 && threads <= ThreadPool::kMaxThreads,
-                     "[model] expected threads in [0, ", ThreadPool::kMaxThreads, "], got ", threads);
+                     "[model] expected threads in [0, ", ThreadPool::kMaxThreads, "], got ",
+                     threads);
   return description.dtype == DType::kFloat64 ? make<double>(description, threads)
                                               : make<float>(description, threads);
 }
@@ -45,15 +46,15 @@ TypedModel<T>::TypedModel(const Description& description, int threads)
       kernels_(cpu::kernels<T>()),
       parameters_(plan_),
       optimizer_(plan_, plan_.description.optimizer) {
-  expect<ValueError>(
-      plan_.description.loss.kind != LossDescription::Kind::kCrossEntropy || plan_.out_features >= 2,
-      "[model] expected at least 2 outputs for cross_entropy, got ", plan_.out_features,
-      "; use binary_cross_entropy for one output");
+  expect<ValueError>(plan_.description.loss.kind != LossDescription::Kind::kCrossEntropy ||
+                         plan_.out_features >= 2,
+                     "[model] expected at least 2 outputs for cross_entropy, got ",
+                     plan_.out_features, "; use binary_cross_entropy for one output");
   for (const Tensor& tensor : plan_.tensors)
-    tensors_.push_back(info_of(tensor.name,
-                               tensor.is_weight() ? std::vector{tensor.out, tensor.in}
-                                                  : std::vector{tensor.out},
-                               tensor.flat_offset));
+    tensors_.push_back(
+        info_of(tensor.name,
+                tensor.is_weight() ? std::vector{tensor.out, tensor.in} : std::vector{tensor.out},
+                tensor.flat_offset));
   std::int64_t offset = 0;
   for (const BatchNormState& state : plan_.states)
     for (const char* name : {".running_mean", ".running_var"}) {
@@ -65,8 +66,7 @@ TypedModel<T>::TypedModel(const Description& description, int threads)
         {layer.name, layer.type, plan_.buffers[layer.buffer].width, layer.parameters});
   keeps_transposed_.assign(plan_.tensors.size(), false);
   for (const Node& node : plan_.nodes)
-    if (node.weight >= 0)
-      keeps_transposed_[node.weight] = plan_.buffers[node.input].needs_gradient;
+    if (node.weight >= 0) keeps_transposed_[node.weight] = plan_.buffers[node.input].needs_gradient;
   staged_state_ = Arena<T>(plan_.state_size);
   staged_batches_.assign(plan_.states.size(), 0);
   task_norms_ = Arena<double>(static_cast<std::int64_t>(plan_.updates.size()));
@@ -78,13 +78,12 @@ TypedModel<T>::TypedModel(const Description& description, int threads)
 template <class T>
 std::unique_ptr<Model> TypedModel<T>::copy() const {
   auto other = std::make_unique<TypedModel<T>>(plan_.description, threads_);
-  other->parameters_.copy_from(parameters_);
+  other->parameters_.copy_from(with_fresh_transposed());
   other->optimizer_.copy_from(optimizer_);
   std::copy(average_.begin(), average_.end(), other->average_.begin());
   other->averaged_ = averaged_;
   other->cursor_ = cursor_;
   other->custom_loss_ = custom_loss_;
-  other->transposed_stale_ = transposed_stale_;
   return other;
 }
 
@@ -111,6 +110,7 @@ void TypedModel<T>::set_optimizer(const OptimizerDescription& optimizer) {
   Optimizer<T> replacement(plan_, optimizer);
   plan_.description.optimizer = optimizer;
   optimizer_ = std::move(replacement);
+  cursor_.updates = 0;
 }
 
 template <class T>
@@ -140,8 +140,8 @@ Metrics TypedModel<T>::metrics_of(const LossTotals& totals) const {
   Metrics metrics;
   metrics.weight = totals.weight;
   metrics.loss = totals.loss * loss_scale(totals.weight);
-  metrics.accuracy = has_accuracy() ? totals.hits / totals.weight
-                                    : std::numeric_limits<double>::quiet_NaN();
+  metrics.accuracy =
+      has_accuracy() ? totals.hits / totals.weight : std::numeric_limits<double>::quiet_NaN();
   return metrics;
 }
 
@@ -158,7 +158,10 @@ template <class T>
 const Parameters<T>& TypedModel<T>::with_fresh_transposed() const {
   const std::lock_guard lock(transposed_mutex_);
   if (transposed_stale_) {
-    parameters_.refresh_transposed(plan_);
+    // The others are maintained by every step, and may be in use by another pure call.
+    for (std::size_t i = 0; i < plan_.tensors.size(); ++i)
+      if (plan_.tensors[i].is_weight() && !keeps_transposed_[i])
+        parameters_.refresh_transposed(plan_.tensors[i]);
     transposed_stale_ = false;
   }
   return parameters_;
@@ -178,7 +181,7 @@ void TypedModel<T>::set_parameters(const void* in) {
 template <class T>
 void TypedModel<T>::get_theta(void* out) const {
   Arena<T> theta(plan_.arena_size);
-  optimizer_.theta(kernels_, cursor_.steps, cursor_.steps_per_epoch, parameters_.values.data(),
+  optimizer_.theta(kernels_, cursor_.updates, cursor_.steps_per_epoch, parameters_.values.data(),
                    theta.data());
   unpack_flat(plan_, theta.data(), static_cast<T*>(out));
 }

@@ -25,6 +25,7 @@ struct CheckpointFile;
 // Where training stands in the data.
 struct Cursor {
   std::int64_t steps = 0;   // updates done
+  std::int64_t updates = 0;  // of them by the present optimizer: its t and its schedules' k
   std::int64_t epochs = 0;  // complete epochs
   // Of the epoch in progress; valid for the same rows, batch size and order only.
   std::int64_t position = 0;  // rows already visited
@@ -71,8 +72,7 @@ class TypedModel final : public Model {
                const Interrupt& interrupt) const override;
   void predict_probabilities(const ArrayView& x, std::int64_t batch_size, void* out,
                              const Interrupt& interrupt) const override;
-  void activations(const ArrayView& x, bool training,
-                   const std::vector<void*>& out) const override;
+  void activations(const ArrayView& x, bool training, const std::vector<void*>& out) const override;
   Metrics loss_and_gradient(const Data& data, const GradientOptions& options, void* gradient,
                             void* input_gradient) const override;
 
@@ -139,8 +139,8 @@ class TypedModel final : public Model {
   void infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
              const char* operation, Visit&& visit) const;
 
-  // The caller's loss on the buffer `output`; its gradient times `scale` goes to the output's gradient
-  // when the workspace has gradients.
+  // The caller's loss on the buffer `output`; its gradient times `scale` goes to the output's
+  // gradient when the workspace has gradients.
   double call_custom_loss(Workspace<T>& workspace, int output, const CustomLoss& loss,
                           double scale) const;
   int threads_for(std::int64_t rows, double passes) const;
@@ -154,7 +154,7 @@ class TypedModel final : public Model {
   Cursor cursor_;
   CustomLoss custom_loss_;
   Arena<T> average_;
-  std::int64_t averaged_ = 0;  // updates that entered the average
+  std::int64_t averaged_ = 0;    // updates that entered the average
   double average_weight_ = 0.0;  // of the update in progress; 0: none
   std::vector<TensorInfo> tensors_;
   std::vector<TensorInfo> state_tensors_;
@@ -162,8 +162,10 @@ class TypedModel final : public Model {
 
   // Of a training step, kept between steps.
   std::unique_ptr<Workspace<T>> workspace_;
-  Arena<T> gradients_;       // only when the optimizer is not fused with the weight gradients
+  Arena<T> gradients_;  // only when the optimizer is not fused with the weight gradients
   Arena<double> task_norms_;
+  std::vector<Batch> batches_;
+  std::vector<double> part_weights_;
   Arena<T> staged_state_;
   std::vector<std::int64_t> staged_batches_;
   std::vector<bool> keeps_transposed_;  // by tensor: maintained by every step

@@ -1,7 +1,7 @@
 """thalweg trains dense networks at the speed of the hardware.
 
-Layers, losses and optimizers are descriptions (`thalweg.nn`, `thalweg.losses`, `thalweg.optim`) that
-`Model` compiles for the CPU; `thalweg.ops` has the single operations.
+Layers, losses and optimizers are descriptions (`thalweg.nn`, `thalweg.losses`, `thalweg.optim`)
+that `Model` compiles for the CPU; `thalweg.ops` has the single operations.
 
 Examples
 --------
@@ -87,7 +87,7 @@ def get_cmake_dir() -> str:
 
     from thalweg import _core
 
-    # An editable install's __file__ is in the source tree; the extension is where things were built.
+    # The extension's folder: in an editable install the package's own is the source tree.
     folder = os.path.join(os.path.dirname(_core.__file__), "share", "cmake", "thalweg")
     if not os.path.isdir(folder):
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Argument checks shared by the descriptions and the model: each error says what was expected and what came."""
+"""Argument checks: each error says what was expected and what came."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ def real(
         raise TypeError(f"[{where}] expected {name} to be a number, got {shown(value)}")
     number = float(value)
     if not math.isfinite(number) or not lowest <= number <= highest:
-        bounds = (
-            f" in [{lowest:g}, {highest:g}]" if (lowest, highest) != (-math.inf, math.inf) else ""
-        )
+        bounded = (lowest, highest) != (-math.inf, math.inf)
+        bounds = f" in [{lowest:g}, {highest:g}]" if bounded else ""
         raise ValueError(f"[{where}] expected {name} to be a finite number{bounds}, got {number!r}")
     return number
 

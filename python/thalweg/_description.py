@@ -1,4 +1,4 @@
-"""What all descriptions share: frozen values that become and come from the JSON model description."""
+"""What all descriptions share: frozen values that become the JSON model description and back."""
 
 from __future__ import annotations
 

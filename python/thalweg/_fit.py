@@ -1,7 +1,7 @@
 """How `Model.fit` runs: checked options, callbacks, and the two ways to walk the epochs.
 
-Arrays go to the engine in one call that does all epochs. Batches from an iterable go to it one by one,
-and a loss written in Python together with validation data goes epoch by epoch; both share `run_epochs`.
+Arrays go to the engine in one call that does all epochs. Batches from an iterable go to it one by
+one, and a loss written in Python with validation data goes epoch by epoch: both share `run_epochs`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class History:
     epochs : list of dict
         One row per epoch: epoch (counted over the life of the model), loss, accuracy,
         validation_loss, validation_accuracy, lr (of the last update), seconds (without validation),
-        samples_per_second, steps (updates) and skipped_rows. Accuracy is left out where the loss has
-        no classes, validation values where there was no validation data.
+        samples_per_second, steps (updates) and skipped_rows. Accuracy is left out where the loss
+        has no classes, validation values where there was no validation data.
     stopped_because : str
         "epochs", "max_steps", "early_stopping", "stop_at_loss" or "callback".
     best_epoch : int
@@ -220,8 +220,8 @@ def class_weighted(
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise ValueError(
-            f"[fit] expected one-dimensional labels with class_weight, got y of shape {labels.shape}; "
-            "use sample_weight"
+            "[fit] expected one-dimensional labels with class_weight, got y of shape "
+            f"{labels.shape}; use sample_weight"
         )
     values, position, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if isinstance(class_weight, Mapping):
@@ -246,7 +246,7 @@ def split_batch(batch: Any) -> tuple[Any, Any, Any]:
     """x, y and weights of one batch of an iterable."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         raise TypeError(
-            "[fit] expected x, y arrays, or an iterable of (x, y) or (x, y, sample_weight) batches; "
+            "[fit] expected x, y arrays or an iterable of (x, y) or (x, y, sample_weight) batches, "
             f"got an iterable of {_check.shown(batch)}"
         )
     return batch[0], batch[1], batch[2] if len(batch) == 3 else None
@@ -343,8 +343,8 @@ def fit_batches(
         )
     if isinstance(batches, Iterator) and options.epochs > 1:
         raise ValueError(
-            f"[fit] expected epochs=1 with an iterator, which runs out after one pass, got {options.epochs}; "
-            "pass an object whose __iter__ starts again"
+            "[fit] expected epochs=1 with an iterator, which runs out after one pass, "
+            f"got {options.epochs}; pass an object whose __iter__ starts again"
         )
     first_epoch = model.epochs_done + 1
     epochs = iter(range(first_epoch, first_epoch + options.epochs))

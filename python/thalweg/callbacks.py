@@ -5,10 +5,11 @@ A callback is any object with some of these methods; returning True stops the tr
 ``on_train_begin(model)``
     Before the first update.
 ``on_step(model, step, logs)``
-    After every `callback_every` updates; `step` counts updates over the life of the model and `logs`
-    holds step, loss, accuracy, lr and, when it was computed, gradient_norm, of the minibatch.
+    After every `callback_every` updates; `step` counts updates over the life of the model and
+    `logs` holds step, loss, accuracy, lr and, when it was computed, gradient_norm, of it.
 ``on_epoch_end(model, epoch, logs)``
-    After every epoch, counted from 1 over the life of the model; `logs` is the row of `History.epochs`.
+    After every epoch, counted from 1 over the life of the model; `logs` is the row of
+    `History.epochs`.
 ``on_train_end(model, history)``
     After training, also when it was stopped; not after an error.
 
@@ -124,13 +125,13 @@ class Checkpoint:
     Parameters
     ----------
     path : str or os.PathLike
-        Where to; ``{epoch}`` in it is replaced by the number of the epoch. Files are replaced whole:
-        a crash leaves the old one.
+        Where to; ``{epoch}`` in it is replaced by the number of the epoch. Files are replaced
+        whole: a crash leaves the old one.
     every : int, default 1
         Epochs between files.
     monitor : str, optional
-        With one of "validation_loss", "validation_accuracy", "loss", "accuracy": save only when it is
-        better than at the last save.
+        With one of "validation_loss", "validation_accuracy", "loss", "accuracy": save only when
+        it is better than at the last save.
 
     Examples
     --------
@@ -180,7 +181,9 @@ class CSVLogger:
     def on_train_begin(self, model: Model) -> None:
         """Open the file."""
         self._close()
-        self._file = open(self.path, "a" if self.append else "w", newline="", encoding="utf-8")
+        self._file = open(  # noqa: SIM115
+            self.path, "a" if self.append else "w", newline="", encoding="utf-8"
+        )
         self._writer = None
 
     def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, Any]) -> None:

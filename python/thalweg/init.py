@@ -124,7 +124,9 @@ class Uniform(Initializer):
         self._set("bound", _check.real("Uniform", "bound", self.bound, 0.0))
 
 
-_BY_TYPE = by_type([Deck, GlorotUniform, HeNormal, LecunNormal, Orthogonal, Zeros, Normal, Uniform])
+_BY_TYPE: dict[str, type[Initializer]] = by_type(
+    [Deck, GlorotUniform, HeNormal, LecunNormal, Orthogonal, Zeros, Normal, Uniform]
+)
 _NEEDS_ARGUMENT = ("normal", "uniform")
 
 

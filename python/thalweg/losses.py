@@ -1,12 +1,12 @@
 """Losses: what `thalweg.Model` minimizes.
 
 z is the output of the network ``[rows, out]``, t the target. Row losses are weighted by the sample
-weights w: ``"batch_mean"`` is sum(w l) / sum(w) with l summed over outputs, ``"sum"`` is sum(w l) and
-``"element_mean"`` divides the batch mean by the number of outputs.
+weights w: ``"batch_mean"`` is sum(w l) / sum(w) with l summed over outputs, ``"sum"`` is sum(w l)
+and ``"element_mean"`` divides the batch mean by the number of outputs.
 
 A loss may also be a Python function ``loss(prediction, target) -> (value, gradient)``, where
-`prediction` is a copy of z, `target` holds the same rows of y, and `gradient` is d value / d prediction
-``[rows, out]``.
+`prediction` is a copy of z, `target` holds the same rows of y, and `gradient` is the derivative of
+the value with respect to the prediction ``[rows, out]``.
 
 Examples
 --------
@@ -157,7 +157,9 @@ class Exponential(_Elementwise):
     type: ClassVar[str] = "exponential"
 
 
-_BY_TYPE = by_type([CrossEntropy, SquaredError, Huber, BinaryCrossEntropy, Logistic, Exponential])
+_BY_TYPE: dict[str, type[Loss]] = by_type(
+    [CrossEntropy, SquaredError, Huber, BinaryCrossEntropy, Logistic, Exponential]
+)
 
 
 def from_dict(value: Mapping[str, Any]) -> Loss:

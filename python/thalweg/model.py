@@ -41,7 +41,7 @@ class Model:
         Width of x.
     loss : str, Loss or callable, default "cross_entropy"
         What to minimize, see `thalweg.losses`. A function ``loss(prediction, target)`` gets arrays
-        ``[rows, out]`` and the same rows of y, and returns the value and its gradient ``[rows, out]``.
+        ``[rows, out]`` and the same rows of y, and returns the value and its gradient.
     optimizer : Optimizer or str, optional
         See `thalweg.optim`; None is ``optim.Adam()``.
     device : str, default "auto"
@@ -72,9 +72,9 @@ class Model:
     Notes
     -----
     Methods that compute release the GIL. Methods that only read may run in many threads at once; a
-    method that writes (`fit`, `step`, `set_parameters`, ...) makes them wait, and raises RuntimeError
-    when another thread is writing the same model. Ctrl-C ends any of them within 250 ms and leaves the
-    model usable.
+    method that writes (`fit`, `step`, `set_parameters`, ...) makes them wait, and raises
+    RuntimeError when another thread is writing the same model. Ctrl-C ends any of them within
+    250 ms and leaves the model usable.
 
     Examples
     --------
@@ -200,7 +200,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        """ "cpu" or "cuda"."""
+        """Where it runs: "cpu" or "cuda"."""
         return self._core.device
 
     @property
@@ -231,7 +231,7 @@ class Model:
     @property
     def sums_loss(self) -> bool:
         """Whether the loss is a sum over rows rather than a mean."""
-        return self._description["loss"].get("reduction") == "sum"
+        return bool(self._description["loss"].get("reduction") == "sum")
 
     @property
     def _custom(self) -> bool:
@@ -262,7 +262,7 @@ class Model:
 
     def plan(self) -> str:
         """What the engine runs: one line per planned node."""
-        return self._core.plan_summary
+        return self._core.plan_summary.rstrip("\n")
 
     def __repr__(self) -> str:
         kinds = ", ".join(kind for _, kind, _, _ in self._core.layers)
@@ -348,7 +348,7 @@ class Model:
         --------
         >>> model = Model(nn.Sequential(nn.Dense(1)), 1, "squared_error", optim.SGD(0.1))
         >>> x = np.linspace(-1, 1, 64)[:, None]
-        >>> history = model.fit(x, 3 * x[:, 0] + 1, epochs=50, verbose=False)
+        >>> history = model.fit(x, 3 * x[:, 0] + 1, epochs=100, verbose=False)
         >>> model.predict([[2.0]]).round(2)
         array([[7.]], dtype=float32)
         """
@@ -427,12 +427,14 @@ class Model:
         self._core.reset()
 
     def set_optimizer(self, optimizer: optim.Optimizer | str) -> None:
-        """Continue with another optimizer, its state at zero.
+        """Continue with another optimizer; its state and its schedules start at zero.
 
         Parameters
         ----------
         optimizer : Optimizer or str
         """
+        if optimizer is None:
+            raise TypeError("[set_optimizer] expected an optimizer of thalweg.optim, got None")
         description = self.description
         description["optimizer"] = optim.resolve_optimizer(optimizer).to_dict()
         self._core.set_optimizer(json.dumps(description))
@@ -478,8 +480,8 @@ class Model:
         Returns
         -------
         dict
-            loss; accuracy where the loss has classes; perplexity, the exponential of the mean negative
-            log-likelihood, for cross-entropy; top_{k}_accuracy when asked for.
+            loss; accuracy where the loss has classes; perplexity, the exponential of the mean
+            negative log-likelihood, for cross-entropy; top_{k}_accuracy when asked for.
         """
         self._check_weights("evaluate", sample_weight, None)
         size = _check.integer("evaluate", "batch_size", batch_size, 1)
@@ -561,9 +563,9 @@ class Model:
         values = self._class_values("predict_class")
         outputs = self.predict(x, batch_size=batch_size)
         if values is None:
-            return outputs.argmax(axis=1)
-        negative, positive = values
-        classes = np.where(outputs > 0, np.int64(positive), np.int64(negative))
+            labels: npt.NDArray[np.int64] = np.argmax(outputs, axis=1)
+            return labels
+        classes = np.array(values, dtype=np.int64)[(outputs > 0).astype(np.intp)]
         return classes[:, 0] if self.out_features == 1 else classes
 
     def _class_values(self, where: str) -> tuple[int, int] | None:
@@ -628,7 +630,7 @@ class Model:
         y : array ``[rows]`` or ``[rows, out_features]``
         sample_weight : array ``[rows]``, optional
         training : bool, default True
-            Batch statistics and the dropout masks of the next update; False: the evaluation network.
+            Batch statistics and the dropout of the next update; False: the evaluation network.
         input_gradient : bool, default False
             Also return the gradient with respect to x.
 
@@ -691,7 +693,7 @@ class Model:
 
     @property
     def parameters(self) -> Array:
-        """All parameters as one vector: a read-only copy ``[num_parameters]`` in the order of `layout`.
+        """All parameters as one vector: a read-only copy ``[num_parameters]``, ordered as `layout`.
 
         Look-ahead optimizers store the point of the gradient; `theta` is the iterate.
         """
@@ -841,8 +843,8 @@ class Model:
     def save(self, path: PathLike) -> None:
         """Write a checkpoint: a safetensors file with everything that training needs to go on.
 
-        The file is written next to `path` and renamed: after a crash the old one is whole. A loss that
-        is a Python function is not in it.
+        The file is written next to `path` and renamed: after a crash the old one is whole. A loss
+        that is a Python function is not in it.
 
         Parameters
         ----------
@@ -898,7 +900,7 @@ class Model:
     def load_weights(self, source: PathLike | Mapping[str, ArrayLike]) -> None:
         """Parameters and batch-norm statistics by name, from any safetensors file or a dict.
 
-        The names are those of a PyTorch Sequential under the key ``layers``. The optimizer state stays.
+        The names are those of a PyTorch Sequential called ``layers``. The optimizer state stays.
 
         Parameters
         ----------
@@ -947,13 +949,13 @@ class Model:
     # ---- checks ----------------------------------------------------------------------------------
 
     def _loss_arguments(self, where: str, x: Any, y: Any) -> tuple[Any, Any, Any]:
-        """y for the engine, and the loss function with its targets where there is one."""
+        """Targets for the engine, and the loss function with its targets where there is one."""
         if not self._custom:
             return y, None, None
         if self._loss_function is None:
             raise ValueError(
-                f"[{where}] expected the loss function of this model, got none: it was loaded from a "
-                "file; pass it to Model.load(path, loss=function)"
+                f"[{where}] expected the loss function of this model, got none: it was loaded from "
+                "a file; pass it to Model.load(path, loss=function)"
             )
         if y is None:
             raise ValueError(f"[{where}] expected targets y, got None")
@@ -988,8 +990,8 @@ class Model:
 class Objective:
     """The loss of a model on fixed data as a function of the parameters.
 
-    Evaluations never change the model or its batch-norm statistics, and use a private copy of it; one
-    objective may be used from many threads.
+    Evaluations never change the model or its batch-norm statistics, and use a private copy of it;
+    one objective may be used from many threads.
 
     Parameters
     ----------
@@ -1029,7 +1031,7 @@ class Objective:
 
     def grad(self, theta: ArrayLike | None = None) -> Array:
         """The gradient ``[num_parameters]`` at `theta`; None: at the model's parameters."""
-        return self._at(theta, gradient=True)[1]
+        return self.value_and_grad(theta)[1]
 
     def value_and_grad(self, theta: ArrayLike | None = None) -> tuple[float, Array]:
         """Loss and gradient at `theta`; None: at the model's parameters."""
@@ -1084,7 +1086,7 @@ def _place(device: str, threads: int | None) -> tuple[str, int]:
 
 
 def _note_device(asked: str, got: str) -> None:
-    if asked == "auto" and got == "cpu":
+    if asked == "auto" and got == "cpu" and _log.isEnabledFor(logging.INFO):
         _log.info("device 'auto' is the CPU: %s", _core.information()["why_not_cuda"])
 
 

@@ -1,7 +1,7 @@
 """Layers: immutable descriptions that `thalweg.Model` compiles.
 
-A layer knows its own width only; what comes in follows from the layers before it. The arrays named in
-the docstrings are row-major ``[rows, features]`` and weights are ``[out, in]``.
+A layer knows its own width only; what comes in follows from the layers before it. The arrays named
+in the docstrings are row-major ``[rows, features]`` and weights are ``[out, in]``.
 
 Examples
 --------
@@ -229,7 +229,7 @@ class ELU(Activation):
 
 @dataclass(frozen=True)
 class GELU(Activation):
-    """y = z * Phi(z) with the standard normal distribution function Phi (Hendrycks and Gimpel 2016)."""
+    """y = z * Phi(z) with the normal distribution function Phi (Hendrycks and Gimpel 2016)."""
 
     type: ClassVar[str] = "gelu"
 
@@ -266,8 +266,8 @@ class Softplus(Activation):
 class Dropout(Layer):
     """Sets elements to zero with probability p in training and scales the rest by 1 / (1 - p).
 
-    The mask is a function of seed, layer, step, row and column. Evaluation leaves values as they are
-    (Srivastava et al. 2014).
+    The mask is a function of seed, layer, step, row and column. Evaluation leaves values as they
+    are (Srivastava et al. 2014).
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ class Residual(_Container):
         self._set("zero_init", _check.flag("Residual", "zero_init", zero_init))
 
 
-_BY_TYPE = by_type(
+_BY_TYPE: dict[str, type[Layer]] = by_type(
     [
         Dense,
         BatchNorm,

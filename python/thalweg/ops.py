@@ -1,9 +1,9 @@
 """Stateless operations on arrays: the building blocks that `thalweg.Model` fuses.
 
-Arrays are row-major ``[rows, features]``, weights ``[out, in]``. Every function takes NumPy arrays of
-any real dtype and strides, DLPack arrays in CPU memory, and lists. It computes in float64 when a real
-argument is float64 and in float32 otherwise, returns new NumPy arrays, and passes NaN and infinity on.
-``threads=0`` uses the default number of threads; results do not depend on it.
+Arrays are row-major ``[rows, features]``, weights ``[out, in]``. Every function takes NumPy arrays
+of any real dtype and strides, DLPack arrays in CPU memory, and lists. It computes in float64 when a
+real argument is float64 and in float32 otherwise, returns new NumPy arrays, and passes NaN and
+infinity on. ``threads=0`` uses the default number of threads; results do not depend on it.
 
 Wrong shapes or values raise ValueError, wrong dtypes TypeError, before anything is computed.
 
@@ -101,7 +101,7 @@ def dense(
     parameter: float | None = None,
     threads: int = 0,
 ) -> Array:
-    """phi(x W' + b).
+    """Affine function and activation: phi(x W' + b).
 
     Parameters
     ----------
@@ -149,7 +149,9 @@ def batch_norm(
     eps: float = 1e-5,
     threads: int = 0,
 ) -> tuple[Array, Array, Array]:
-    """gamma (x - mean) / sqrt(var + eps) + beta with the statistics of the batch (Ioffe, Szegedy 2015).
+    """Normalize with the statistics of the batch (Ioffe and Szegedy 2015).
+
+    y = gamma (x - mean) / sqrt(var + eps) + beta for every column.
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ def batch_norm_inference(
     eps: float = 1e-5,
     threads: int = 0,
 ) -> Array:
-    """gamma (x - mean) / sqrt(var + eps) + beta with given statistics.
+    """Normalize with given statistics: y = gamma (x - mean) / sqrt(var + eps) + beta.
 
     Parameters
     ----------
@@ -250,7 +252,7 @@ def activation(
 def activation_backward(
     name: str, z: ArrayLike, dy: ArrayLike, *, parameter: float | None = None, threads: int = 0
 ) -> Array:
-    """dy times the derivative of an activation at z.
+    """Gradient of `activation`: dy times its derivative at z.
 
     Parameters
     ----------
@@ -278,7 +280,7 @@ def dropout(
     first_row: int = 0,
     threads: int = 0,
 ) -> Array:
-    """x times a random mask of 0 (probability p) and 1 / (1 - p); its own backward pass.
+    """Multiply by a random mask of 0 (probability p) and 1 / (1 - p); its own backward pass.
 
     Element (r, c) is decided by Philox4x32-10 at element ``(first_row + r) * width + c``.
 
@@ -452,8 +454,8 @@ def optimizer_step(
     Parameters
     ----------
     name : str
-        "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop_nesterov", "adadelta", "adam" or
-        "adamw"; the formulas are in `thalweg.optim`.
+        "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop_nesterov", "adadelta", "adam"
+        or "adamw"; the formulas are in `thalweg.optim`.
     p, g : array ``[n]``
         Parameters and gradient.
     slots : sequence of array ``[n]``, optional

@@ -1,15 +1,15 @@
 """Optimizers, parameter groups and parameter averaging.
 
-An optimizer is an immutable description; its formulas run in one fused pass of the engine. theta is the
-vector of parameters, g the gradient, e the learning rate `lr`; all operations are elementwise. `lr` and
-`momentum` take a number or a schedule of `thalweg.schedules`.
+An optimizer is an immutable description; its formulas run in one fused pass of the engine. theta is
+the vector of parameters, g the gradient, e the learning rate `lr`; all operations are elementwise.
+`lr` and `momentum` take a number or a schedule of `thalweg.schedules`.
 
 Every optimizer also takes, as keywords:
 
 weight_decay : float, default 0.0
     Adds weight_decay * theta to g (L2 penalty); `AdamW` shrinks theta directly instead.
 groups : sequence of Group, default ()
-    Other learning rates, decay or freezing for parameters by name; the last match wins.
+    Other learning rates, decay or freezing for parameters by name; the first match wins.
 
 Examples
 --------
@@ -117,7 +117,8 @@ class Optimizer(Description):
         check_parameters(self, rows)
         if isinstance(self.groups, (Group, str, Mapping)) or not isinstance(self.groups, Sequence):
             raise TypeError(
-                f"[{where}] expected groups to be a list of optim.Group, got {_check.shown(self.groups)}"
+                f"[{where}] expected groups to be a list of optim.Group, "
+                f"got {_check.shown(self.groups)}"
             )
         groups = (Group(**g) if isinstance(g, Mapping) else g for g in self.groups)
         hint = "an optim.Group, e.g. optim.Group('*.bias', weight_decay=0.0),"
@@ -232,7 +233,7 @@ class RMSProp(Optimizer):
 class RMSPropNesterov(Optimizer):
     """`RMSProp` with Nesterov's momentum: g at theta + momentum * v.
 
-    v = momentum * v - e * g / (delta + sqrt(r)); theta += v. The model stores p = theta + momentum * v.
+    v = momentum * v - e * g / (delta + sqrt(r)); theta += v. The model stores theta + momentum * v.
 
     Parameters
     ----------
@@ -302,7 +303,7 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """`Adam` with decoupled decay: theta *= 1 - e * weight_decay first (Loshchilov and Hutter 2017).
+    """`Adam` with decoupled decay: theta *= 1 - e * weight_decay first (Loshchilov, Hutter 2017).
 
     Parameters
     ----------
@@ -364,10 +365,10 @@ class EMA(Averaging):
             raise ValueError("[EMA] expected decay < 1, got 1.0; the average would never move")
 
 
-_BY_TYPE = by_type(
+_BY_TYPE: dict[str, type[Optimizer]] = by_type(
     [SGD, Momentum, Nesterov, AdaGrad, RMSProp, RMSPropNesterov, AdaDelta, Adam, AdamW]
 )
-_AVERAGING = by_type([Polyak, EMA])
+_AVERAGING: dict[str, type[Averaging]] = by_type([Polyak, EMA])
 
 
 def from_dict(value: Mapping[str, Any]) -> Optimizer:

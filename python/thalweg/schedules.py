@@ -177,7 +177,7 @@ class Step(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine wave from start to end over `steps` updates, then `end` (Loshchilov, Hutter 2016).
+    """Half a cosine wave from start to end, then `end` (Loshchilov and Hutter 2016).
 
     Parameters
     ----------
@@ -266,7 +266,9 @@ class NesterovConvex(Schedule):
     type: ClassVar[str] = "nesterov_convex"
 
 
-_BY_TYPE = by_type([Constant, Linear, RobbinsMonro, Step, Cosine, Warmup, OneCycle, NesterovConvex])
+_BY_TYPE: dict[str, type[Schedule]] = by_type(
+    [Constant, Linear, RobbinsMonro, Step, Cosine, Warmup, OneCycle, NesterovConvex]
+)
 
 
 def from_dict(value: Mapping[str, Any]) -> Schedule:

@@ -406,7 +406,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
 
     def fit(
         self,
-        X: Any,  # noqa: N803
+        X: Any,
         y: Any,
         sample_weight: Any = None,
         *,
@@ -446,7 +446,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
 
     def partial_fit(
         self,
-        X: Any,  # noqa: N803
+        X: Any,
         y: Any,
         classes: Any = None,
         sample_weight: Any = None,
@@ -479,7 +479,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         self._train(X, self._targets(y), self._weights(y, sample_weight, X), 1, None, False)
         return self
 
-    def predict_proba(self, X: Any) -> Array:  # noqa: N803
+    def predict_proba(self, X: Any) -> Array:
         """Class probabilities, float64 [rows, classes]; multilabel: of each label."""
         check_is_fitted(self, "model_")
         x = self._check_input(X, "no_validation", reset=False)
@@ -489,12 +489,12 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         # The sums of float32 probabilities are off by a few units in the last place.
         return np.asarray(proba / proba.sum(axis=1, keepdims=True))
 
-    def predict_log_proba(self, X: Any) -> Array:  # noqa: N803
+    def predict_log_proba(self, X: Any) -> Array:
         """Logarithms of `predict_proba`."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self.predict_proba(X)))
 
-    def predict(self, X: Any) -> Array:  # noqa: N803
+    def predict(self, X: Any) -> Array:
         """Classes [rows], or 0/1 [rows, labels]."""
         outputs = self._outputs(X)
         if self._multilabel:
@@ -636,7 +636,7 @@ device, dtype, threads, verbose
 
     def fit(
         self,
-        X: Any,  # noqa: N803
+        X: Any,
         y: Any,
         sample_weight: Any = None,
         *,
@@ -672,7 +672,7 @@ device, dtype, threads, verbose
         self._train(X, self._scaled(y), weights, self.max_epochs, validation, self.early_stopping)
         return self
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:  # noqa: N803
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
         """Train one epoch on more rows; the first call fixes the scale of the targets.
 
         Parameters
@@ -688,7 +688,7 @@ device, dtype, threads, verbose
         self._train(X, self._scaled(y), self._weights(sample_weight, X), 1, None, False)
         return self
 
-    def predict(self, X: Any) -> Array:  # noqa: N803
+    def predict(self, X: Any) -> Array:
         """Values, float64 [rows], or [rows, outputs] when trained on such targets."""
         outputs = self._outputs(X).astype(np.float64)
         values = outputs * self.target_scale_ + self.target_mean_

@@ -1,6 +1,8 @@
 // Every kernel of every instruction set that this processor has, in float and double, against plain
 // loops in double. Outputs start as NaN and have guard bands; splits of a problem must not change a
 // bit. Prints one line per failing case; the exit code is 0 when there is none.
+#include "cpu/kernels.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,7 +13,6 @@
 #include <vector>
 
 #include "core/error.h"
-#include "cpu/kernels.h"
 #include "math/activations.h"
 #include "math/loss/cross_entropy.h"
 #include "math/losses.h"
@@ -148,7 +149,8 @@ Buffer<T> row_weights(int64_t rows, Random& random) {
 
 // Largest |out - expected(r, c)| / bound(r, c) over the matrix must be at most 1.
 template <class T, class Expected, class Bound>
-void check_matrix(const std::string& name, const Matrix<T>& out, Expected&& expected, Bound&& bound) {
+void check_matrix(const std::string& name, const Matrix<T>& out, Expected&& expected,
+                  Bound&& bound) {
   check(out.memory.intact(), name, ": guard band overwritten");
   check(out.padding_zero(), name, ": padding is not zero");
   double worst = 0.0;
@@ -196,8 +198,7 @@ struct Weights {
 };
 
 double activate(cpu::Activation phi, double z) {
-  return dispatch_activation(phi.id,
-                             [&](auto f) { return decltype(f)::value(z, phi.parameter); });
+  return dispatch_activation(phi.id, [&](auto f) { return decltype(f)::value(z, phi.parameter); });
 }
 double derivative(cpu::Activation phi, double s) {
   return dispatch_activation(phi.id,
@@ -256,20 +257,20 @@ void test_gemm(const Kernels<T>& kernels, const GemmCase<T>& test) {
     Output out{Matrix<T>(rows, width), Matrix<T>(rows, width),
                std::vector<BlockStatistics>(static_cast<std::size_t>(blocks * panels))};
     if (test.accumulate) out.c = start;
-    const cpu::Gemm<T> problem{
-        .a = a.panels(),
-        .b = b.memory.data(),
-        .c = out.c.panels(),
-        .accumulate = test.accumulate,
-        .scale = test.affine ? scale.data() : nullptr,
-        .shift = test.affine ? shift.data() : nullptr,
-        .activation = {test.activation, default_parameter(test.activation)},
-        .pre = test.affine ? out.pre.memory.data() : nullptr,
-        .statistics = test.statistics ? out.statistics.data() : nullptr,
-        .row_weights = test.weighted ? weights.data() : nullptr,
-        .has_derivative = test.derivative >= 0,
-        .derivative = {std::max(test.derivative, 0), default_parameter(std::max(test.derivative, 0))},
-        .derivative_at = at.memory.data()};
+    const cpu::Gemm<T> problem{.a = a.panels(),
+                               .b = b.memory.data(),
+                               .c = out.c.panels(),
+                               .accumulate = test.accumulate,
+                               .scale = test.affine ? scale.data() : nullptr,
+                               .shift = test.affine ? shift.data() : nullptr,
+                               .activation = {test.activation, default_parameter(test.activation)},
+                               .pre = test.affine ? out.pre.memory.data() : nullptr,
+                               .statistics = test.statistics ? out.statistics.data() : nullptr,
+                               .row_weights = test.weighted ? weights.data() : nullptr,
+                               .has_derivative = test.derivative >= 0,
+                               .derivative = {std::max(test.derivative, 0),
+                                              default_parameter(std::max(test.derivative, 0))},
+                               .derivative_at = at.memory.data()};
     for (const Range p : cuts(panels, panel_step)) {
       for (const Range r : cuts(rows, row_step)) kernels.gemm(problem, r, p);
     }
@@ -361,28 +362,47 @@ void test_gemm(const Kernels<T>& kernels, const GemmCase<T>& test) {
 
 template <class T>
 void test_gemms(const Kernels<T>& kernels) {
-  const int64_t sizes[][3] = {{1, 1, 1},    {1, 0, 5},     {3, 7, 10},   {64, 32, 32},   {65, 33, 31},
-                              {130, 64, 64}, {13, 784, 10}, {128, 10, 70}, {50, 300, 17}, {5, 1030, 40},
-                              {200, 257, 9}, {27, 31, 24}};
+  const int64_t sizes[][3] = {{1, 1, 1},     {1, 0, 5},     {3, 7, 10},    {64, 32, 32},
+                              {65, 33, 31},  {130, 64, 64}, {13, 784, 10}, {128, 10, 70},
+                              {50, 300, 17}, {5, 1030, 40}, {200, 257, 9}, {27, 31, 24}};
   for (const auto& [rows, depth, width] : sizes) {
     test_gemm<T>(kernels, {.name = "plain", .rows = rows, .depth = depth, .width = width});
-    test_gemm<T>(kernels, {.name = "integers", .rows = rows, .depth = depth, .width = width,
+    test_gemm<T>(
+        kernels,
+        {.name = "integers", .rows = rows, .depth = depth, .width = width, .integers = true});
+    test_gemm<T>(kernels, {.name = "accumulate integers",
+                           .rows = rows,
+                           .depth = depth,
+                           .width = width,
+                           .accumulate = true,
                            .integers = true});
-    test_gemm<T>(kernels, {.name = "accumulate integers", .rows = rows, .depth = depth,
-                           .width = width, .accumulate = true, .integers = true});
-    test_gemm<T>(kernels, {.name = "relu derivative", .rows = rows, .depth = depth, .width = width,
+    test_gemm<T>(kernels, {.name = "relu derivative",
+                           .rows = rows,
+                           .depth = depth,
+                           .width = width,
                            .derivative = kActivationRelu});
-    test_gemm<T>(kernels, {.name = "statistics", .rows = rows, .depth = depth, .width = width,
-                           .statistics = true});
-    test_gemm<T>(kernels, {.name = "weighted statistics", .rows = rows, .depth = depth,
-                           .width = width, .affine = true, .statistics = true, .weighted = true});
+    test_gemm<T>(
+        kernels,
+        {.name = "statistics", .rows = rows, .depth = depth, .width = width, .statistics = true});
+    test_gemm<T>(kernels, {.name = "weighted statistics",
+                           .rows = rows,
+                           .depth = depth,
+                           .width = width,
+                           .affine = true,
+                           .statistics = true,
+                           .weighted = true});
   }
   for (int id = 0; id < kActivationCount; ++id) {
     const std::string name = activation_name(id);
-    test_gemm<T>(kernels, {.name = name, .rows = 70, .depth = 40, .width = 43, .affine = true,
-                           .activation = id});
-    test_gemm<T>(kernels, {.name = name + " derivative", .rows = 70, .depth = 40, .width = 43,
-                           .accumulate = true, .derivative = id});
+    test_gemm<T>(
+        kernels,
+        {.name = name, .rows = 70, .depth = 40, .width = 43, .affine = true, .activation = id});
+    test_gemm<T>(kernels, {.name = name + " derivative",
+                           .rows = 70,
+                           .depth = 40,
+                           .width = 43,
+                           .accumulate = true,
+                           .derivative = id});
   }
 }
 
@@ -401,8 +421,11 @@ void test_gemm_special_values(const Kernels<T>& kernels) {
     }
     Matrix<T> c(20, width);
     Matrix<T> pre(20, width);
-    kernels.gemm({.a = a.panels(), .b = b.memory.data(), .c = c.panels(),
-                  .activation = {id, default_parameter(id)}, .pre = pre.memory.data()},
+    kernels.gemm({.a = a.panels(),
+                  .b = b.memory.data(),
+                  .c = c.panels(),
+                  .activation = {id, default_parameter(id)},
+                  .pre = pre.memory.data()},
                  {0, 20}, {0, 2});
     const std::string name = concat("gemm special values ", activation_name(id));
     check(c.padding_zero() && pre.padding_zero(), name, ": padding is not zero");
@@ -411,8 +434,8 @@ void test_gemm_special_values(const Kernels<T>& kernels) {
     check(nan, name, ": NaN is hidden");
 
     Matrix<T> y(20, width);
-    kernels.activation(std::as_const(pre).panels(), y.panels(), {id, default_parameter(id)}, {0, 20},
-                       {0, 2});
+    kernels.activation(std::as_const(pre).panels(), y.panels(), {id, default_parameter(id)},
+                       {0, 20}, {0, 2});
     check(y.padding_zero() && std::isnan(y.at(2, 5)), name, ": activation hides NaN");
   }
 }
@@ -439,8 +462,8 @@ void test_wgrad(const Kernels<T>& kernels) {
               tile.fill([&](int64_t i, int64_t) { return i < x_lanes ? draw(0, 0) : 0.0; });
             }
             const Matrix<T> start = tile;
-            kernels.wgrad_tile(x.memory.data(), x_lanes, dy.memory.data(), dy_lanes, rows, accumulate,
-                               tile.memory.data());
+            kernels.wgrad_tile(x.memory.data(), x_lanes, dy.memory.data(), dy_lanes, rows,
+                               accumulate, tile.memory.data());
             double absolute = 0.0;
             const auto exact = [&](int64_t i, int64_t j) {
               long double sum = accumulate ? start.at(i, j) : 0.0;
@@ -513,10 +536,13 @@ void test_elementwise(const Kernels<T>& kernels) {
       for (const Range r : row_cuts) {
         kernels.activation(std::as_const(x).panels(), y.panels(), phi, r, panels);
       }
-      const auto value = [&](int64_t r, int64_t c) { return activate(phi, std::as_const(x).at(r, c)); };
+      const auto value = [&](int64_t r, int64_t c) {
+        return activate(phi, std::as_const(x).at(r, c));
+      };
       check_matrix(name, y, value, [&](int64_t r, int64_t c) { return close(value(r, c)); });
       Matrix<T> in_place = x;
-      kernels.activation(std::as_const(in_place).panels(), in_place.panels(), phi, {0, rows}, panels);
+      kernels.activation(std::as_const(in_place).panels(), in_place.panels(), phi, {0, rows},
+                         panels);
       check(in_place.memory == y.memory, name, ": in place differs");
 
       const bool from_output = dispatch_activation(
@@ -530,8 +556,8 @@ void test_elementwise(const Kernels<T>& kernels) {
       };
       Matrix<T> dz(rows, width);
       for (const Range r : row_cuts) {
-        kernels.activation_backward(std::as_const(other).panels(), at.memory.data(), dz.panels(), phi,
-                                    false, r, panels);
+        kernels.activation_backward(std::as_const(other).panels(), at.memory.data(), dz.panels(),
+                                    phi, false, r, panels);
       }
       check_matrix(name + " backward", dz, gradient, bound);
       in_place = other;
@@ -553,7 +579,8 @@ void test_elementwise(const Kernels<T>& kernels) {
     };
     Matrix<T> out(rows, width);
     for (const Range r : row_cuts) {
-      kernels.add(std::as_const(x).panels(), std::as_const(other).panels(), out.panels(), r, panels);
+      kernels.add(std::as_const(x).panels(), std::as_const(other).panels(), out.panels(), r,
+                  panels);
     }
     check_matrix(concat("add ", width), out, sum, exactly);
     Matrix<T> copied(rows, width);
@@ -703,15 +730,20 @@ void test_batch_norm(const Kernels<T>& kernels) {
           return xhat(r, c) * static_cast<double>(gamma[c]) + static_cast<double>(beta[c]);
         };
         const auto close = [](int64_t, int64_t) { return 64.0 * kEpsilon<T>; };
-        for (const int id : {int{kActivationIdentity}, int{kActivationRelu}, int{kActivationTanh}}) {
+        for (const int id :
+             {int{kActivationIdentity}, int{kActivationRelu}, int{kActivationTanh}}) {
           for (const bool keep : {false, true}) {
             Matrix<T> y(rows, width);
             Matrix<T> pre(rows, width);
             for (const Range r : cuts(rows, 30)) {
-              kernels.batch_norm({.z = std::as_const(z).panels(), .y = y.panels(),
-                                  .mean = mean_t.data(), .inv_std = inv_std.data(),
-                                  .gamma = gamma.data(), .beta = beta.data(),
-                                  .activation = {id, 0.0}, .pre = keep ? pre.memory.data() : nullptr},
+              kernels.batch_norm({.z = std::as_const(z).panels(),
+                                  .y = y.panels(),
+                                  .mean = mean_t.data(),
+                                  .inv_std = inv_std.data(),
+                                  .gamma = gamma.data(),
+                                  .beta = beta.data(),
+                                  .activation = {id, 0.0},
+                                  .pre = keep ? pre.memory.data() : nullptr},
                                  r, {0, panels});
             }
             check_matrix(
@@ -732,11 +764,14 @@ void test_batch_norm(const Kernels<T>& kernels) {
         Matrix<T> g = dy;
         std::vector<BlockSums> sums(static_cast<std::size_t>(blocks * panels));
         for (const Range b : cuts(blocks, 1)) {
-          kernels.batch_norm_backward_sums(
-              {.z = std::as_const(z).panels(), .mean = mean_t.data(), .inv_std = inv_std.data(),
-               .dy = g.panels(), .activation = {kActivationRelu, 0.0},
-               .derivative_at = at.memory.data(), .sums = sums.data()},
-              b, {0, panels});
+          kernels.batch_norm_backward_sums({.z = std::as_const(z).panels(),
+                                            .mean = mean_t.data(),
+                                            .inv_std = inv_std.data(),
+                                            .dy = g.panels(),
+                                            .activation = {kActivationRelu, 0.0},
+                                            .derivative_at = at.memory.data(),
+                                            .sums = sums.data()},
+                                           b, {0, panels});
         }
         const auto exact_g = [&](int64_t r, int64_t c) {
           return std::as_const(at).at(r, c) > 0.0 ? std::as_const(dy).at(r, c) : 0.0;
@@ -769,13 +804,17 @@ void test_batch_norm(const Kernels<T>& kernels) {
             Matrix<T> dz(rows, width);
             if (accumulate) dz.fill([](int64_t, int64_t) { return 1.0; });
             for (const Range r : cuts(rows, 50)) {
-              kernels.batch_norm_backward(
-                  {.z = std::as_const(z).panels(), .mean = mean_t.data(), .inv_std = inv_std.data(),
-                   .gamma = gamma.data(), .mean_g = frozen ? nullptr : mean_g.data(),
-                   .mean_g_xhat = frozen ? nullptr : mean_g_xhat.data(),
-                   .row_weights = weighted ? weights.data() : nullptr,
-                   .g = std::as_const(g).panels(), .dz = dz.panels(), .accumulate = accumulate},
-                  r, {0, panels});
+              kernels.batch_norm_backward({.z = std::as_const(z).panels(),
+                                           .mean = mean_t.data(),
+                                           .inv_std = inv_std.data(),
+                                           .gamma = gamma.data(),
+                                           .mean_g = frozen ? nullptr : mean_g.data(),
+                                           .mean_g_xhat = frozen ? nullptr : mean_g_xhat.data(),
+                                           .row_weights = weighted ? weights.data() : nullptr,
+                                           .g = std::as_const(g).panels(),
+                                           .dz = dz.panels(),
+                                           .accumulate = accumulate},
+                                          r, {0, panels});
             }
             const auto exact = [&](int64_t r, int64_t c) {
               const double correction =
@@ -807,10 +846,9 @@ void test_cross_entropy(const Kernels<T>& kernels) {
       for (const double smoothing : {0.0, 0.1}) {
         for (const bool by_label : {true, false}) {
           for (const bool weighted : {false, true}) {
-            const std::string name =
-                concat("softmax_cross_entropy ", classes, " classes, logits to ", spread,
-                       ", smoothing ", smoothing, by_label ? "" : ", probabilities",
-                       weighted ? ", weighted" : "");
+            const std::string name = concat(
+                "softmax_cross_entropy ", classes, " classes, logits to ", spread, ", smoothing ",
+                smoothing, by_label ? "" : ", probabilities", weighted ? ", weighted" : "");
             const int64_t rows = 70;
             Matrix<T> z(rows, classes);
             z.fill([&](int64_t, int64_t) { return spread * (2.0 * random.uniform() - 1.0); });
@@ -867,8 +905,7 @@ void test_cross_entropy(const Kernels<T>& kernels) {
               }
               for (int64_t c = 0; c < classes; ++c) {
                 const long double p = std::exp(std::as_const(z).at(r, c) - m) / (1.0L + others);
-                exact.at(r, c) =
-                    static_cast<double>(0.25L * weight * (p * target_sum - target(c)));
+                exact.at(r, c) = static_cast<double>(0.25L * weight * (p * target_sum - target(c)));
               }
               BlockLoss& block = expected[static_cast<std::size_t>(r / kRowBlock)];
               block.loss += weight * static_cast<double>(loss);
@@ -904,8 +941,10 @@ void test_cross_entropy(const Kernels<T>& kernels) {
     const int64_t labels[] = {1, 1, 0};
     Matrix<T> gradient(3, classes);
     BlockLoss block;
-    cpu::Loss<T> problem{.outputs = std::as_const(z).panels(), .labels = labels,
-                         .gradient = gradient.panels(), .blocks = &block};
+    cpu::Loss<T> problem{.outputs = std::as_const(z).panels(),
+                         .labels = labels,
+                         .gradient = gradient.panels(),
+                         .blocks = &block};
     problem.outputs.rows = 3;
     kernels.softmax_cross_entropy(problem, {0, 1});
     check(std::isnan(block.loss), "softmax_cross_entropy: NaN is hidden");
@@ -942,8 +981,7 @@ void test_elementwise_losses(const Kernels<T>& kernels) {
         Matrix<T> z(rows, width);
         Matrix<T> t(rows, width);
         z.fill_normal(random, 2.0);
-        const TargetKind kind =
-            dispatch_loss(id, [](auto rule) { return decltype(rule)::target; });
+        const TargetKind kind = dispatch_loss(id, [](auto rule) { return decltype(rule)::target; });
         t.fill([&](int64_t, int64_t) {
           if (kind == TargetKind::sign) return random.below(2) * 2.0 - 1.0;
           return kind == TargetKind::unit_interval ? random.uniform() : random.normal();
@@ -1025,10 +1063,13 @@ void test_optimizers(const Kernels<T>& kernels) {
     std::vector<double> w0(want.size(), 0.0);
     std::vector<double> w1(want.size(), 0.0);
     const int slots = optimizer_slots(id);
-    cpu::OptimizerStep<T> step{.p = p.data(), .g = g.data(),
+    cpu::OptimizerStep<T> step{.p = p.data(),
+                               .g = g.data(),
                                .s0 = slots > 0 ? s0.data() : nullptr,
                                .s1 = slots > 1 ? s1.data() : nullptr,
-                               .groups = groups, .coefficients = coefficients, .frozen = frozen,
+                               .groups = groups,
+                               .coefficients = coefficients,
+                               .frozen = frozen,
                                .count = count};
     for (int64_t t = 1; t <= 5; ++t) {
       for (int group = 0; group < 3; ++group) {
@@ -1060,7 +1101,8 @@ void test_optimizers(const Kernels<T>& kernels) {
     }
     double worst = 0.0;
     for (int64_t i = 0; i < count; ++i) {
-      const double difference = std::abs(static_cast<double>(p[i]) - want[static_cast<std::size_t>(i)]);
+      const double difference =
+          std::abs(static_cast<double>(p[i]) - want[static_cast<std::size_t>(i)]);
       worst = difference <= worst ? worst : difference;
     }
     check(worst <= 64.0 * kEpsilon<T>, name, ": error ", worst);
@@ -1108,7 +1150,8 @@ void test_arena_operations(const Kernels<T>& kernels) {
       const double a = static_cast<double>(x[i]);
       const double b = static_cast<double>(y[i]);
       const auto close = [](T got, double want) {
-        return std::abs(static_cast<double>(got) - want) <= 8.0 * kEpsilon<T> * (1.0 + std::abs(want));
+        return std::abs(static_cast<double>(got) - want) <=
+               8.0 * kEpsilon<T> * (1.0 + std::abs(want));
       };
       squares += a * a;
       good = good && close(mean[i], 0.75 * b + 0.25 * a) && close(sum[i], b - 1.5 * a) &&
@@ -1119,7 +1162,8 @@ void test_arena_operations(const Kernels<T>& kernels) {
           "sum_of_squares of ", count);
     check(kernels.finite(x.data(), count), "finite of ", count);
     if (count == 0) continue;
-    for (const T bad : {kNaN<T>, std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity()}) {
+    for (const T bad :
+         {kNaN<T>, std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity()}) {
       Buffer<T> spoiled = x;
       spoiled[count - 1] = bad;
       check(!kernels.finite(spoiled.data(), count), "finite of ", count, " with ", double(bad));
@@ -1152,10 +1196,17 @@ void test_gather(const Kernels<T>& kernels) {
             concat("gather ", dtype_name(dtype), " width ", width, " layout ", layout);
         const int64_t source_rows = 50;
         const int64_t rows = 33;
-        const int64_t row_stride = layout == 1 ? item : layout == 2 ? 2 * width * item : width * item + (layout == 3 ? 1 : 0);
-        const int64_t col_stride = layout == 1 ? source_rows * item : layout == 2 ? -2 * item : item;
-        std::vector<unsigned char> bytes(static_cast<std::size_t>(source_rows * width * 2 * item + 64 + source_rows));
-        unsigned char* const origin = bytes.data() + (layout == 2 ? (2 * width - 1) * item : layout == 3 ? 1 : 0);
+        const int64_t row_stride = layout == 1   ? item
+                                   : layout == 2 ? 2 * width * item
+                                                 : width * item + (layout == 3 ? 1 : 0);
+        const int64_t col_stride = layout == 1   ? source_rows * item
+                                   : layout == 2 ? -2 * item
+                                                 : item;
+        std::vector<unsigned char> bytes(
+            static_cast<std::size_t>(source_rows * width * 2 * item + 64 + source_rows));
+        unsigned char* const origin = bytes.data() + (layout == 2   ? (2 * width - 1) * item
+                                                      : layout == 3 ? 1
+                                                                    : 0);
         std::vector<double> values(static_cast<std::size_t>(source_rows * width));
         for (int64_t r = 0; r < source_rows; ++r) {
           for (int64_t c = 0; c < width; ++c) {
@@ -1168,16 +1219,36 @@ void test_gather(const Kernels<T>& kernels) {
             unsigned char* const to = origin + r * row_stride + c * col_stride;
             const auto put = [&](auto typed) { std::memcpy(to, &typed, sizeof(typed)); };
             switch (dtype) {
-              case DType::kBool: put(static_cast<unsigned char>(x != 0 ? 1 : 0)); break;
-              case DType::kInt8: put(static_cast<std::int8_t>(x)); break;
-              case DType::kInt16: put(static_cast<std::int16_t>(x)); break;
-              case DType::kInt32: put(static_cast<std::int32_t>(x)); break;
-              case DType::kInt64: put(static_cast<std::int64_t>(x)); break;
-              case DType::kUInt8: put(static_cast<std::uint8_t>(x)); break;
-              case DType::kUInt16: put(static_cast<std::uint16_t>(x)); break;
-              case DType::kUInt32: put(static_cast<std::uint32_t>(x)); break;
-              case DType::kUInt64: put(static_cast<std::uint64_t>(x)); break;
-              case DType::kFloat16: put(half_bits(x)); break;
+              case DType::kBool:
+                put(static_cast<unsigned char>(x != 0 ? 1 : 0));
+                break;
+              case DType::kInt8:
+                put(static_cast<std::int8_t>(x));
+                break;
+              case DType::kInt16:
+                put(static_cast<std::int16_t>(x));
+                break;
+              case DType::kInt32:
+                put(static_cast<std::int32_t>(x));
+                break;
+              case DType::kInt64:
+                put(static_cast<std::int64_t>(x));
+                break;
+              case DType::kUInt8:
+                put(static_cast<std::uint8_t>(x));
+                break;
+              case DType::kUInt16:
+                put(static_cast<std::uint16_t>(x));
+                break;
+              case DType::kUInt32:
+                put(static_cast<std::uint32_t>(x));
+                break;
+              case DType::kUInt64:
+                put(static_cast<std::uint64_t>(x));
+                break;
+              case DType::kFloat16:
+                put(half_bits(x));
+                break;
               case DType::kBFloat16: {
                 const float f = static_cast<float>(x);
                 std::uint32_t bits = 0;
@@ -1185,13 +1256,18 @@ void test_gather(const Kernels<T>& kernels) {
                 put(static_cast<std::uint16_t>(bits >> 16));
                 break;
               }
-              case DType::kFloat32: put(static_cast<float>(x)); break;
-              case DType::kFloat64: put(x); break;
+              case DType::kFloat32:
+                put(static_cast<float>(x));
+                break;
+              case DType::kFloat64:
+                put(x);
+                break;
             }
             values[static_cast<std::size_t>(r * width + c)] = x;
           }
         }
-        const ArrayView view{origin, dtype, width == 1 ? 1 : 2, source_rows, width, row_stride, col_stride};
+        const ArrayView view{origin, dtype,      width == 1 ? 1 : 2, source_rows,
+                             width,  row_stride, col_stride};
         std::vector<int64_t> index(static_cast<std::size_t>(rows));
         for (int64_t& i : index) i = random.below(source_rows);
         for (const bool indexed : {true, false}) {

@@ -14,7 +14,7 @@
 namespace thalweg {
 inline namespace wrapper {
 
-enum class DType : tw_dtype { float32 = TW_FLOAT32, float64 = TW_FLOAT64 };
+enum class DType : tw_dtype { kFloat32 = TW_FLOAT32, kFloat64 = TW_FLOAT64 };
 
 namespace detail {
 

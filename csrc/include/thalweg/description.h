@@ -93,11 +93,11 @@ inline JsonObject typed(std::string_view type) { return {"type", type}; }
 inline JsonObject scheduled(std::string_view schedule) { return {"schedule", schedule}; }
 
 // Any description of one category.
-template <class Category>
+template <class Kind>
 class Any {
  public:
   template <class D>
-    requires std::same_as<typename D::category, Category>
+    requires std::same_as<typename D::Category, Kind>
   Any(const D& description) : json_(description.json()) {}
   const std::string& json() const { return json_; }
 
@@ -127,42 +127,42 @@ namespace init {
 
 // He normal when a rectifier follows, Glorot uniform otherwise.
 struct Auto {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   std::string json() const { return detail::typed("auto"); }
 };
 // U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))
 struct Deck {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   std::string json() const { return detail::typed("deck"); }
 };
 struct GlorotUniform {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   std::string json() const { return detail::typed("glorot_uniform"); }
 };
 struct HeNormal {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   std::string json() const { return detail::typed("he_normal"); }
 };
 struct LecunNormal {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   std::string json() const { return detail::typed("lecun_normal"); }
 };
 struct Orthogonal {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   double gain = 1.0;
   std::string json() const { return detail::typed("orthogonal").number("gain", gain); }
 };
 struct Zeros {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   std::string json() const { return detail::typed("zeros"); }
 };
 struct Normal {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   double std;
   std::string json() const { return detail::typed("normal").number("std", std); }
 };
 struct Uniform {
-  using category = detail::InitializerCategory;
+  using Category = detail::InitializerCategory;
   double bound;
   std::string json() const { return detail::typed("uniform").number("bound", bound); }
 };
@@ -173,7 +173,7 @@ struct Uniform {
 
 // y = x W^T + b. Without a statement on `bias` there is one unless batch norm follows.
 struct Dense {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::int64_t units;
   std::optional<bool> bias = {};
   Initializer init = init::Auto{};
@@ -187,7 +187,7 @@ struct Dense {
 
 // The largest of `pieces` affine functions per unit.
 struct Maxout {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::int64_t units;
   std::int64_t pieces = 2;
   std::optional<bool> bias = {};
@@ -203,7 +203,7 @@ struct Maxout {
 
 // Without momentum the running statistics are the average over all batches so far.
 struct BatchNorm {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   double eps = 1e-5;
   std::optional<double> momentum = 0.1;
   bool weighted = false;  // sample weights enter the batch statistics
@@ -216,53 +216,53 @@ struct BatchNorm {
 };
 
 struct Identity {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("identity"); }
 };
 struct ReLU {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("relu"); }
 };
 struct LeakyReLU {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   double slope = 0.01;
   std::string json() const { return detail::typed("leaky_relu").number("slope", slope); }
 };
 struct ELU {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   double alpha = 1.0;
   std::string json() const { return detail::typed("elu").number("alpha", alpha); }
 };
 struct GELU {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("gelu"); }
 };
 struct SiLU {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("silu"); }
 };
 struct Sigmoid {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("sigmoid"); }
 };
 struct Tanh {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("tanh"); }
 };
 struct Softplus {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::string json() const { return detail::typed("softplus"); }
 };
 
 // Zeroes each element with probability p in training and scales the others by 1 / (1 - p).
 struct Dropout {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   double p = 0.5;
   std::string json() const { return detail::typed("dropout").number("p", p); }
 };
 
 struct Sequential {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::vector<Layer> layers;
   Sequential(std::initializer_list<Layer> list) : layers(list) {}
   explicit Sequential(std::vector<Layer> list) : layers(std::move(list)) {}
@@ -271,7 +271,7 @@ struct Sequential {
 
 // x + F(x), where F is the sequence of layers. zero_init starts the last one at zero: F(x) = 0.
 struct Residual {
-  using category = detail::LayerCategory;
+  using Category = detail::LayerCategory;
   std::vector<Layer> layers;
   bool zero_init = true;
   Residual(std::initializer_list<Layer> list) : layers(list) {}
@@ -284,7 +284,7 @@ struct Residual {
 
 // ---- Losses
 
-enum class Reduction { batch_mean, sum, element_mean };
+enum class Reduction { kBatchMean, kSum, kElementMean };
 
 namespace detail {
 inline JsonObject reduced(std::string_view type, Reduction reduction) {
@@ -294,41 +294,41 @@ inline JsonObject reduced(std::string_view type, Reduction reduction) {
 }  // namespace detail
 
 struct CrossEntropy {
-  using category = detail::LossCategory;
+  using Category = detail::LossCategory;
   double label_smoothing = 0.0;
   std::string json() const {
     return detail::typed("cross_entropy").number("label_smoothing", label_smoothing);
   }
 };
 struct SquaredError {
-  using category = detail::LossCategory;
-  Reduction reduction = Reduction::batch_mean;
+  using Category = detail::LossCategory;
+  Reduction reduction = Reduction::kBatchMean;
   std::string json() const { return detail::reduced("squared_error", reduction); }
 };
 struct Huber {
-  using category = detail::LossCategory;
+  using Category = detail::LossCategory;
   double delta = 1.0;
-  Reduction reduction = Reduction::batch_mean;
+  Reduction reduction = Reduction::kBatchMean;
   std::string json() const { return detail::reduced("huber", reduction).number("delta", delta); }
 };
 struct BinaryCrossEntropy {
-  using category = detail::LossCategory;
-  Reduction reduction = Reduction::batch_mean;
+  using Category = detail::LossCategory;
+  Reduction reduction = Reduction::kBatchMean;
   std::string json() const { return detail::reduced("binary_cross_entropy", reduction); }
 };
 struct Logistic {
-  using category = detail::LossCategory;
-  Reduction reduction = Reduction::sum;
+  using Category = detail::LossCategory;
+  Reduction reduction = Reduction::kSum;
   std::string json() const { return detail::reduced("logistic", reduction); }
 };
 struct Exponential {
-  using category = detail::LossCategory;
-  Reduction reduction = Reduction::sum;
+  using Category = detail::LossCategory;
+  Reduction reduction = Reduction::kSum;
   std::string json() const { return detail::reduced("exponential", reduction); }
 };
 // The function given to Model::set_custom_loss.
 struct CustomLoss {
-  using category = detail::LossCategory;
+  using Category = detail::LossCategory;
   std::string json() const { return detail::typed("custom"); }
 };
 
@@ -337,13 +337,13 @@ struct CustomLoss {
 namespace schedules {
 
 struct Constant {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   double value;
   std::string json() const { return detail::scheduled("constant").number("value", value); }
 };
 // From start to end (0.01 start) over tau updates, or tau_epochs epochs, then constant.
 struct Linear {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   double start;
   std::optional<double> end = {};
   std::optional<double> tau = {};
@@ -358,7 +358,7 @@ struct Linear {
 };
 // start / (1 + k / k0)
 struct RobbinsMonro {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   double start;
   double k0;
   std::string json() const {
@@ -367,7 +367,7 @@ struct RobbinsMonro {
 };
 // start * factor^floor(k / every)
 struct Step {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   double start;
   double factor;
   std::int64_t every;
@@ -379,7 +379,7 @@ struct Step {
   }
 };
 struct Cosine {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   double start;
   std::int64_t steps;
   double end = 0.0;
@@ -392,7 +392,7 @@ struct Cosine {
 };
 // Grows linearly to `then` over so many updates.
 struct Warmup {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   Schedule then;
   std::int64_t steps;
   std::string json() const {
@@ -400,7 +400,7 @@ struct Warmup {
   }
 };
 struct OneCycle {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   double peak;
   std::int64_t steps;
   double start_fraction = 0.3;
@@ -417,7 +417,7 @@ struct OneCycle {
 };
 // k / (k + 3), a momentum that keeps the O(1 / k^2) bound of convex problems.
 struct NesterovConvex {
-  using category = detail::ScheduleCategory;
+  using Category = detail::ScheduleCategory;
   std::string json() const { return detail::scheduled("nesterov_convex"); }
 };
 
@@ -428,7 +428,7 @@ class Hyper {
  public:
   Hyper(double value) : json_(detail::json_number(value)) {}
   template <class S>
-    requires std::same_as<typename S::category, detail::ScheduleCategory>
+    requires std::same_as<typename S::Category, detail::ScheduleCategory>
   Hyper(const S& schedule) : json_(schedule.json()) {}
   Hyper(const Schedule& schedule) : json_(schedule.json()) {}
   const std::string& json() const { return json_; }
@@ -454,7 +454,7 @@ struct Group {
 };
 
 struct SGD {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 0.1;
   double weight_decay = 0.0;
   std::vector<Group> groups = {};
@@ -466,7 +466,7 @@ struct SGD {
   }
 };
 struct Momentum {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 0.1;
   Hyper momentum = 0.9;
   bool torch_compat = false;  // the learning rate outside the velocity
@@ -482,7 +482,7 @@ struct Momentum {
   }
 };
 struct Nesterov {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 0.1;
   Hyper momentum = 0.9;
   bool torch_compat = false;
@@ -498,7 +498,7 @@ struct Nesterov {
   }
 };
 struct AdaGrad {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 0.01;
   double delta = 1e-7;
   double weight_decay = 0.0;
@@ -512,7 +512,7 @@ struct AdaGrad {
   }
 };
 struct RMSProp {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 1e-3;
   double rho = 0.9;
   double delta = 1e-6;
@@ -530,7 +530,7 @@ struct RMSProp {
   }
 };
 struct RMSPropNesterov {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 1e-3;
   double rho = 0.9;
   Hyper momentum = 0.9;
@@ -548,7 +548,7 @@ struct RMSPropNesterov {
   }
 };
 struct AdaDelta {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 1.0;
   double rho = 0.95;
   double delta = 1e-6;
@@ -564,7 +564,7 @@ struct AdaDelta {
   }
 };
 struct Adam {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.999;
@@ -583,7 +583,7 @@ struct Adam {
 };
 // Adam with decoupled weight decay.
 struct AdamW {
-  using category = detail::OptimizerCategory;
+  using Category = detail::OptimizerCategory;
   Hyper lr = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.999;
@@ -605,12 +605,12 @@ struct AdamW {
 
 // The mean over all updates from the update `start` on.
 struct Polyak {
-  using category = detail::AveragingCategory;
+  using Category = detail::AveragingCategory;
   std::int64_t start = 0;
   std::string json() const { return detail::typed("polyak").number("start", start); }
 };
 struct EMA {
-  using category = detail::AveragingCategory;
+  using Category = detail::AveragingCategory;
   double decay = 0.999;
   std::string json() const { return detail::typed("ema").number("decay", decay); }
 };

@@ -46,7 +46,7 @@ struct Placement {
   void* stream = nullptr;       // the CUDA stream of a model on "cuda"
 };
 
-enum class CheckFinite { loss, gradients };
+enum class CheckFinite { kLoss, kGradients };
 
 struct ModelOptions {
   std::int64_t in_features;
@@ -54,10 +54,10 @@ struct ModelOptions {
   Optimizer optimizer = Adam{};
   std::string device = "auto";
   std::uint64_t seed = 0;
-  DType dtype = DType::float32;
+  DType dtype = DType::kFloat32;
   std::optional<Averaging> averaging = {};
   std::optional<double> clip_norm = {};
-  CheckFinite check_finite = CheckFinite::loss;
+  CheckFinite check_finite = CheckFinite::kLoss;
   int threads = 0;
   void* stream = nullptr;
 };
@@ -93,8 +93,8 @@ struct History {
   std::int64_t best_epoch = 0;  // with early stopping
 };
 
-enum class Shuffle { epoch, stack, iid, none };
-enum class Monitor { validation_loss, validation_accuracy, loss, accuracy };
+enum class Shuffle { kEpoch, kStack, kIid, kNone };
+enum class Monitor { kValidationLoss, kValidationAccuracy, kLoss, kAccuracy };
 
 struct Validation {
   Array x;
@@ -103,7 +103,7 @@ struct Validation {
 };
 
 struct EarlyStopping {
-  Monitor monitor = Monitor::validation_loss;
+  Monitor monitor = Monitor::kValidationLoss;
   std::int64_t patience = 10;  // epochs without improvement
   double min_delta = 0.0;
   bool restore_best = true;
@@ -115,7 +115,7 @@ struct FitOptions {
   std::optional<Validation> validation_data = {};
   std::optional<Array> sample_weight = {};
   std::vector<double> class_weight = {};  // one factor per label
-  Shuffle shuffle = Shuffle::epoch;
+  Shuffle shuffle = Shuffle::kEpoch;
   std::int64_t accumulate = 1;  // batches per update
   std::optional<EarlyStopping> early_stopping = {};
   std::optional<std::int64_t> max_steps = {};  // updates in this call
@@ -559,14 +559,14 @@ class Model {
   static std::string description_of(const std::vector<Layer>& layers, const ModelOptions& options) {
     detail::JsonObject out;
     out.number("in_features", options.in_features)
-        .text("dtype", options.dtype == DType::float32 ? "float32" : "float64")
+        .text("dtype", options.dtype == DType::kFloat32 ? "float32" : "float64")
         .number("seed", options.seed)
         .array("layers", layers)
         .json("loss", options.loss.json())
         .json("optimizer", options.optimizer.json())
         .json("averaging", options.averaging ? options.averaging->json() : "null")
         .number("clip_norm", options.clip_norm)
-        .text("check_finite", options.check_finite == CheckFinite::loss ? "loss" : "gradients");
+        .text("check_finite", options.check_finite == CheckFinite::kLoss ? "loss" : "gradients");
     return out;
   }
 
@@ -587,7 +587,7 @@ class Model {
   void expect_dtype(const char* operation) const {
     if (tw_model_dtype(get()) != detail::dtype_of<T>())
       throw TypeError(std::string("[") + operation + "] expected " +
-                      (dtype() == DType::float32 ? "float" : "double") +
+                      (dtype() == DType::kFloat32 ? "float" : "double") +
                       ", the model's element type");
   }
 

@@ -85,7 +85,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> No
     )
     group.add_argument("--drop", action="append", default=[], metavar="COLUMN", help="leave out")
     group.add_argument(
-        "--categorical", action="append", default=[], metavar="COLUMN", help="numbers that are codes"
+        "--categorical",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="numbers that are codes",
     )
     group.add_argument(
         "--impute", action="store_true", help="replace missing numbers by the column's mean"

@@ -116,9 +116,7 @@ def _with_test_part(
     )
 
 
-def _from_arrays(
-    path: Path, options: Namespace, resumed: Preprocessing | None
-) -> TrainingData:
+def _from_arrays(path: Path, options: Namespace, resumed: Preprocessing | None) -> TrainingData:
     _refuse_table_options(options)
     if path.suffix == ".npz":
         arrays = read_npz(path, ("x", "y"))
@@ -186,9 +184,7 @@ def _divided(
 ) -> TrainingData:
     if len(held) == 0:
         return TrainingData(name, x, y, None, None, None, None, preprocessing)
-    return TrainingData(
-        name, x[training], y[training], x[held], y[held], None, None, preprocessing
-    )
+    return TrainingData(name, x[training], y[training], x[held], y[held], None, None, preprocessing)
 
 
 # ---- prediction -------------------------------------------------------------------------------
@@ -248,7 +244,7 @@ def _read_as_trained(
     if preprocessing.columns is None:
         raise UserError(f"the model was trained on a matrix, got the table {path}")
     peek = read_names(path, delimiter=delimiter, header=preprocessing.has_header)
-    kinds: dict[str, Kind] = {name: "skip" for name in peek}
+    kinds: dict[str, Kind] = dict.fromkeys(peek, "skip")
     renamed: dict[str, str] = {}
     if preprocessing.has_header:
         renamed = {name: name for name in peek}
@@ -307,9 +303,7 @@ def _split(
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _remember_split(
-    preprocessing: Preprocessing, options: Namespace, rows: int, held: int
-) -> None:
+def _remember_split(preprocessing: Preprocessing, options: Namespace, rows: int, held: int) -> None:
     preprocessing.split = {"rows": rows, "held_out": held, "seed": options.seed or 0}
 
 

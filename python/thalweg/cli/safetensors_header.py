@@ -58,8 +58,10 @@ def looks_like_safetensors(path: Path) -> bool:
     """Whether the first bytes of a file are those of a safetensors file."""
     with open(path, "rb") as file:
         start = file.read(9)
-    return len(start) == 9 and int.from_bytes(start[:8], "little") <= _MAX_HEADER and (
-        start[8:] == b"{"
+    return (
+        len(start) == 9
+        and int.from_bytes(start[:8], "little") <= _MAX_HEADER
+        and (start[8:] == b"{")
     )
 
 

@@ -176,7 +176,10 @@ def _introduction(options: Namespace, data: TrainingData, model: Model) -> str:
         fields(
             [
                 ("data", data.summary()),
-                ("model", f"{', '.join(parts)}: {plural(model.num_parameters, 'parameter')}{state}"),
+                (
+                    "model",
+                    f"{', '.join(parts)}: {plural(model.num_parameters, 'parameter')}{state}",
+                ),
                 (
                     "training",
                     f"{description['optimizer']['type']}, minibatches of {options.batch_size}, "
@@ -243,8 +246,7 @@ def _fit(
     except KeyboardInterrupt:
         model.save(output)
         raise KeyboardInterrupt(
-            f"interrupted after {plural(model.steps_done, 'step')}; continue with "
-            f"--resume {output}"
+            f"interrupted after {plural(model.steps_done, 'step')}; continue with --resume {output}"
         ) from None
 
 

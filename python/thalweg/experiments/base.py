@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,6 @@ def loss_or_infinity(model: Model, x: Any, y: Any, finite: bool) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def listed(values: list[float], form: str = "{:.3g}") -> str:
+def listed(values: Sequence[float], form: str = "{:.3g}") -> str:
     """`1, 2, 3`."""
     return ", ".join(form.format(value) for value in values)

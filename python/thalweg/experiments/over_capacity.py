@@ -61,7 +61,7 @@ def run(context: Context) -> Outcome:
         axes.legend()
 
     return Outcome(
-        f"test error {listed(mean_test.tolist())} % at {listed(list(widths))} units; "
+        f"test error {listed(mean_test.tolist())} % at {listed(list(widths), '{}')} units; "
         f"training error from {_INTERPOLATING_FROM} units: "
         f"{'0' if interpolates else f'{training[:, 1:].max():.2f} %'}",
         {

@@ -21,7 +21,7 @@ def run(context: Context) -> Outcome:
     """Train with each order of the rows over five seeds."""
     data = digits()
     seeds = range(context.seed, context.seed + (1 if context.quick else _SEEDS))
-    errors = {mode: [] for mode in _MODES}  # type: dict[str, list[float]]
+    errors: dict[str, list[float]] = {mode: [] for mode in _MODES}
     for mode in _MODES:
         for seed in seeds:
             model = Model(
