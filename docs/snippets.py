@@ -3,7 +3,7 @@
 The `python` blocks of a page run in order, in one namespace and in an empty folder of their own. A
 `text` block right after one holds what it prints. `console` blocks run the lines after `$ thalweg`;
 the other lines are what these print. A block with `file=PATH` is an excerpt of that file, in which
-`...` stands for lines left out.
+`...` stands for lines left out, or a `diff` of it; with `new=PATH` it is a file that a reader adds.
 
 Words after the language of a block:
     needs=MODULE      run the block only where MODULE can be imported
@@ -175,13 +175,34 @@ def run_console(block: Block) -> list[str]:
     return shown
 
 
+def _find(lines: Sequence[str], run: Sequence[str], start: int = 0) -> int | None:
+    """Where a run of lines stands."""
+    places = range(start, len(lines) - len(run) + 1)
+    return next((i for i in places if list(lines[i : i + len(run)]) == list(run)), None)
+
+
+def applied(block: Block, text: str) -> str:
+    """The text of a file after the change that a `diff` block describes."""
+    lines = text.splitlines()
+    old = [line[1:] for line in block.lines if line[:1] in ("", " ", "-")]
+    new = [line[1:] for line in block.lines if line[:1] in ("", " ", "+")]
+    start = _find(lines, old)
+    if start is None:
+        raise Mismatch(f"{block.place}: {block.option('file')} does not hold the lines to change")
+    return "\n".join([*lines[:start], *new, *lines[start + len(old) :]]) + "\n"
+
+
 def check_excerpt(block: Block) -> None:
-    """Whether the runs of lines between `...` stand in the file, in this order."""
+    """Whether a block fits its file: the runs of lines between `...` stand in it, in this order."""
     name = block.option("file") or ""
     path = ROOT / name
     if not path.is_file():
         raise Mismatch(f"{block.place}: there is no file {name}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    text = path.read_text(encoding="utf-8")
+    if block.language == "diff":
+        applied(block, text)
+        return
+    lines = [line.strip() for line in text.splitlines()]
     runs: list[list[str]] = [[]]
     for line in map(str.strip, block.lines):
         if line in ("...", "// ...", "# ..."):
@@ -190,8 +211,7 @@ def check_excerpt(block: Block) -> None:
             runs[-1].append(line)
     at = 0
     for run in filter(None, runs):
-        places = (i for i in range(at, len(lines)) if lines[i : i + len(run)] == run)
-        start = next(places, None)
+        start = _find(lines, run, at)
         if start is None:
             missing = next((line for line in run if line not in lines[at:]), run[0])
             raise Mismatch(f"{block.place}: {name} does not hold this excerpt; look at {missing!r}")
@@ -236,7 +256,7 @@ def check(page: Path) -> int:
     with empty_folder():
         for block, actual in run_page(page):
             _check(block, actual)
-    return sum(block.language in ("python", "console") for block in blocks(page))
+    return sum(block.language in ("python", "console") and block.runs for block in blocks(page))
 
 
 def update(page: Path) -> int:

@@ -1,4 +1,4 @@
-"""Everything a user can get wrong: the type of the error, what it says, and that nothing was changed."""
+"""Everything a user can get wrong: type and text of the error, and that nothing was changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import thalweg as tw
 from thalweg import _core, callbacks, init, losses, nn, ops, optim, schedules
 
@@ -33,7 +32,7 @@ def with_nan(shape: tuple[int, ...], value: float = np.nan) -> np.ndarray:
     return array
 
 
-# ---- descriptions: (expression, error, parts of the message) --------------------------------------
+# ---- descriptions: (expression, error, part of the message) --------------------------------------
 
 DESCRIPTIONS: list[tuple[Any, type[Exception], str]] = [
     (lambda: nn.Dense(0), ValueError, r"\[Dense\] expected units >= 1, got 0"),
@@ -84,12 +83,16 @@ DESCRIPTIONS: list[tuple[Any, type[Exception], str]] = [
     (lambda: schedules.Linear(0.1, tau_epochs=1)(3), ValueError, "updates per epoch"),
     (lambda: losses.CrossEntropy(1.0), ValueError, "label_smoothing < 1"),
     (lambda: losses.Huber(-1.0), ValueError, r"\[Huber\] expected delta"),
-    (lambda: losses.SquaredError("mean"), ValueError, "'batch_mean', 'sum', 'element_mean', got 'mean'"),
+    (
+        lambda: losses.SquaredError("mean"),
+        ValueError,
+        "'batch_mean', 'sum', 'element_mean', got 'mean'",
+    ),
     (lambda: callbacks.EarlyStopping("val_loss"), ValueError, "'validation_loss'"),
     (lambda: callbacks.EarlyStopping(patience=-1), ValueError, "patience >= 0"),
     (lambda: callbacks.Checkpoint("x", every=0), ValueError, "every >= 1"),
     (lambda: callbacks.LambdaCallback(on_step=3), TypeError, "on_step to be callable"),
-]  # fmt: skip
+]
 
 MODELS: list[tuple[Any, type[Exception], str]] = [
     (lambda: tw.Model(nn.ReLU, 3), TypeError, "network to be an nn.Sequential, a layer or a list"),
@@ -110,12 +113,26 @@ MODELS: list[tuple[Any, type[Exception], str]] = [
     (lambda: model(threads=100000), ValueError, "threads"),
     (lambda: model(device="gpu"), ValueError, "'auto', 'cpu', 'cuda', got 'gpu'"),
     (lambda: model(device=None), TypeError, "device"),
-    (lambda: tw.Model(nn.Dense(1), 3), ValueError, "at least 2 outputs for cross_entropy.*binary_cross_entropy"),
+    (
+        lambda: tw.Model(nn.Dense(1), 3),
+        ValueError,
+        "at least 2 outputs for cross_entropy.*binary_cross_entropy",
+    ),
     (lambda: tw.Model(nn.Residual(nn.Dense(4)), 3), ValueError, "[Rr]esidual|width"),
-    (lambda: tw.Model(nn.Dense(2), 3, optimizer=optim.SGD(groups=[optim.Group("*.weigth")])), ValueError, "weigth"),
+    (
+        lambda: tw.Model(nn.Dense(2), 3, optimizer=optim.SGD(groups=[optim.Group("*.weigth")])),
+        ValueError,
+        "weigth",
+    ),
     (lambda: _core.canonical_description("{"), ValueError, "JSON|json"),
-    (lambda: _core.canonical_description('{"in_features": 1, "layers": [{"type": "dense", "units": -1}]}'), ValueError, r"layers\[0\].units"),
-]  # fmt: skip
+    (
+        lambda: _core.canonical_description(
+            '{"in_features": 1, "layers": [{"type": "dense", "units": -1}]}'
+        ),
+        ValueError,
+        r"layers\[0\].units",
+    ),
+]
 
 
 @pytest.mark.parametrize(("make", "error", "message"), DESCRIPTIONS + MODELS)
@@ -142,7 +159,11 @@ DATA: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": X[0]}, ValueError, r"got \(5,\).*reshape"),
     ({"x": X[None]}, ValueError, r"\(1, 40, 5\)"),
     ({"x": X[:0], "y": Y[:0], "sample_weight": None}, ValueError, "at least one row"),
-    ({"x": X[:1], "y": Y[:1], "sample_weight": None}, ValueError, "at least 2 rows in a training batch with batch norm"),
+    (
+        {"x": X[:1], "y": Y[:1], "sample_weight": None},
+        ValueError,
+        "at least 2 rows in a training batch with batch norm",
+    ),
     ({"x": X.astype(complex)}, TypeError, "x to be an array of real numbers, got .*complex128"),
     ({"x": X.astype(object)}, TypeError, "got .*object"),
     ({"x": X.astype(str)}, TypeError, "real numbers"),
@@ -163,7 +184,7 @@ DATA: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sample_weight": -W}, ValueError, r"sample_weight\[0\] = -1"),
     ({"sample_weight": with_nan((40,))}, ValueError, r"sample_weight\[39\] = nan"),
     ({"sample_weight": 0 * W}, ValueError, "positive sum"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("operation", ["fit", "step", "validation", "evaluate", "loss_and_grad"])
@@ -227,7 +248,11 @@ FIT_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"class_weight": {"a": 1.0}}, TypeError, "map labels of y to weights"),
     ({"class_weight": {0: -1.0}}, ValueError, "class weights"),
     ({"class_weight": [1.0, 2.0, 3.0]}, TypeError, "class_weight"),
-    ({"class_weight": {0: 1.0}, "y": np.eye(3)[Y]}, ValueError, "one-dimensional labels with class_weight"),
+    (
+        {"class_weight": {0: 1.0}, "y": np.eye(3)[Y]},
+        ValueError,
+        "one-dimensional labels with class_weight",
+    ),
     ({"validation_data": X}, TypeError, r"validation_data to be \(x, y\)"),
     ({"early_stopping": 5}, TypeError, "callbacks.EarlyStopping"),
     ({"early_stopping": callbacks.EarlyStopping()}, ValueError, "validation"),
@@ -236,7 +261,7 @@ FIT_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"callbacks": [callbacks.EarlyStopping("loss")] * 2}, ValueError, "one EarlyStopping"),
     ({"callback_every": 0}, ValueError, "callback_every >= 1"),
     ({"y": None}, ValueError, "targets y next to the array x, got None"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "error", "message"), FIT_OPTIONS)
@@ -285,8 +310,16 @@ def test_batches() -> None:
         (lambda m: m.recalibrate_batch_norm(X[:1]), ValueError, "at least 2 rows"),
         (lambda m: m.set_parameters(np.zeros(3)), ValueError, r"shape \(83,\), got \(3,\)"),
         (lambda m: m.set_parameters(np.zeros(83, complex)), TypeError, "real numbers"),
-        (lambda m: m.set_parameters({"layers.9.bias": 0}), ValueError, "names out of .*layers.0.weight"),
-        (lambda m: m.set_parameters({"layers.3.bias": np.zeros(4)}), ValueError, r"shape \(3,\), got \(4,\)"),
+        (
+            lambda m: m.set_parameters({"layers.9.bias": 0}),
+            ValueError,
+            "names out of .*layers.0.weight",
+        ),
+        (
+            lambda m: m.set_parameters({"layers.3.bias": np.zeros(4)}),
+            ValueError,
+            r"shape \(3,\), got \(4,\)",
+        ),
         (lambda m: m.set_state({"layers.1.mean": np.zeros(8)}), ValueError, "running_mean"),
         (lambda m: m.set_state({"layers.1.num_batches_tracked": -1}), ValueError, "integer >= 0"),
         (lambda m: m.load_weights({"bias": np.zeros(3)}), ValueError, "names out of"),
@@ -300,7 +333,7 @@ def test_batches() -> None:
         (lambda m: regression().predict_class(X), ValueError, "a loss with classes"),
         (lambda m: regression().predict_proba(X), ValueError, "a loss with classes"),
     ],
-)  # fmt: skip
+)
 def test_methods(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(model())
@@ -397,7 +430,7 @@ def test_files(tmp_path: Path) -> None:
     other = tw.Model(nn.Dense(3), 5)
     before = pickle.dumps(other)
     path.write_bytes(content)
-    with pytest.raises(tw.CheckpointError, match="layers.0.bias|layers.0.weight"):
+    with pytest.raises(tw.CheckpointError, match=r"layers\.0\.(bias|weight)"):
         other.load_weights(path)
     assert pickle.dumps(other) == before
 
@@ -410,8 +443,16 @@ def test_files(tmp_path: Path) -> None:
     [
         (lambda: ops.dense(X, np.zeros((3, 4))), ValueError, r"\[dense\]"),
         (lambda: ops.dense(X, np.zeros((3, 5)), np.zeros(2)), ValueError, r"\[dense\].*bias"),
-        (lambda: ops.dense(X, np.zeros((3, 5)), activation="mish"), ValueError, "'relu'.*got 'mish'"),
-        (lambda: ops.dense(X, np.zeros((3, 5)), parameter=0.1), ValueError, "no parameter for 'identity'"),
+        (
+            lambda: ops.dense(X, np.zeros((3, 5)), activation="mish"),
+            ValueError,
+            "'relu'.*got 'mish'",
+        ),
+        (
+            lambda: ops.dense(X, np.zeros((3, 5)), parameter=0.1),
+            ValueError,
+            "no parameter for 'identity'",
+        ),
         (lambda: ops.gemm(X, X, form="wgrads"), ValueError, "'forward', 'dgrad' or 'wgrad'"),
         (lambda: ops.gemm(X, X, form="dgrad"), ValueError, r"\[gemm\]"),
         (lambda: ops.activation("relu", [["a"]]), TypeError, "real numbers"),
@@ -419,14 +460,26 @@ def test_files(tmp_path: Path) -> None:
         (lambda: ops.dropout(X, 0.5, seed=-1), ValueError, "seed in"),
         (lambda: ops.dropout(X, 0.5, stream=2**16), ValueError, "stream in"),
         (lambda: ops.maxout(X, 2), ValueError, "pieces that divide the 5 columns"),
-        (lambda: ops.softmax_cross_entropy(X, Y + 3), ValueError, "softmax_cross_entropy|cross_entropy"),
+        (
+            lambda: ops.softmax_cross_entropy(X, Y + 3),
+            ValueError,
+            "softmax_cross_entropy|cross_entropy",
+        ),
         (lambda: ops.softmax_cross_entropy(X, Y.astype(float)), TypeError, "integer"),
         (lambda: ops.loss("mae", X, X), ValueError, "'squared_error'"),
         (lambda: ops.loss("huber", X, X, parameter=-1), ValueError, "delta"),
         (lambda: ops.loss("squared_error", X, X[:3]), ValueError, "target"),
         (lambda: ops.optimizer_step("adam", X[0], X[0], t=0), ValueError, "t >= 1"),
-        (lambda: ops.optimizer_step("adam", X[0], X[1, :3], t=1), ValueError, r"g with shape \(5,\), got \(3,\)"),
-        (lambda: ops.optimizer_step("adam", X[0], X[0], [X[0]], t=1), ValueError, "2 slots for 'adam'"),
+        (
+            lambda: ops.optimizer_step("adam", X[0], X[1, :3], t=1),
+            ValueError,
+            r"g with shape \(5,\), got \(3,\)",
+        ),
+        (
+            lambda: ops.optimizer_step("adam", X[0], X[0], [X[0]], t=1),
+            ValueError,
+            "2 slots for 'adam'",
+        ),
         (lambda: ops.optimizer_step("adam", X[0], X[0], t=1, rate=1), ValueError, "got 'rate'"),
         (lambda: ops.optimizer_step("adam", X[0], X[0], t=1, lr=-1), ValueError, "lr"),
         (lambda: ops.batch_norm(X[:1], np.ones(5), np.zeros(5)), ValueError, r"\[batch_norm\]"),
@@ -434,7 +487,7 @@ def test_files(tmp_path: Path) -> None:
         (lambda: ops.clip_by_global_norm(X[0], float("nan")), ValueError, "max_norm"),
         (lambda: ops.softmax(X, threads=-1), ValueError, "threads >= 0"),
     ],
-)  # fmt: skip
+)
 def test_ops(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()

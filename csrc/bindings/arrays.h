@@ -1,4 +1,4 @@
-// Arrays between Python and the engine: the only file that uses nanobind.
+// Arrays from Python to the engine: the only file that uses nanobind.
 //
 // pybind11 has no DLPack; nanobind's untyped ndarray takes NumPy arrays and every DLPack producer
 // without a copy. Everything here needs the GIL, destructors of InputArray included.
@@ -11,11 +11,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "core/array_view.h"
 #include "core/error.h"
@@ -161,46 +159,5 @@ class InputArray {
   nb::ndarray<nb::ro> array_;
   DType dtype_ = DType::kFloat32;
 };
-
-namespace detail {
-
-// A capsule that owns a copy of `owner`.
-inline py::capsule keep(std::shared_ptr<const void> owner) {
-  return py::capsule(new std::shared_ptr<const void>(std::move(owner)), [](void* pointer) {
-    delete static_cast<std::shared_ptr<const void>*>(pointer);
-  });
-}
-
-}  // namespace detail
-
-// A NumPy array over memory that `owner` keeps alive; row-major. Not writable unless asked.
-template <class T>
-py::array_t<T> numpy_view(const T* data, const std::vector<std::int64_t>& shape,
-                          std::shared_ptr<const void> owner, bool writable = false) {
-  py::array_t<T> array(std::vector<py::ssize_t>(shape.begin(), shape.end()), data,
-                       detail::keep(std::move(owner)));
-  if (!writable) array.attr("setflags")(py::arg("write") = false);
-  return array;
-}
-
-// A NumPy array that takes over `values`.
-template <class T>
-py::array_t<T> numpy_array(std::vector<T> values, const std::vector<std::int64_t>& shape) {
-  auto owner = std::make_shared<std::vector<T>>(std::move(values));
-  const T* data = owner->data();
-  return numpy_view<T>(data, shape, std::move(owner), true);
-}
-
-// An object with __dlpack__ and the buffer protocol over memory that `owner` keeps alive, for
-// callers whose arrays are not NumPy's.
-template <class T>
-py::object dlpack_view(T* data, const std::vector<std::int64_t>& shape,
-                       std::shared_ptr<const void> owner) {
-  const std::vector<std::size_t> extents(shape.begin(), shape.end());
-  const py::capsule capsule = detail::keep(std::move(owner));
-  const nb::ndarray<nb::array_api, T> array(data, extents.size(), extents.data(),
-                                            nb::handle(capsule.ptr()));
-  return py::reinterpret_steal<py::object>(nb::cast(array).release().ptr());
-}
 
 }  // namespace thalweg::bindings

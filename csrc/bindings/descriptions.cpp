@@ -10,7 +10,9 @@
 namespace thalweg::bindings {
 namespace {
 
-std::string canonical_description(const std::string& json) { return to_json(parse_description(json)); }
+std::string canonical_description(const std::string& json) {
+  return to_json(parse_description(json));
+}
 
 // The engine reads schedules as hyper-parameters only: this one is a learning rate.
 double schedule_value(const std::string& json, std::int64_t k, double steps_per_epoch) {

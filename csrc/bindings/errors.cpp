@@ -1,11 +1,10 @@
 // Exception types of the package and the translation of the engine's typed errors into them.
-#include "core/error.h"
-
 #include <pybind11/pybind11.h>
 
 #include <exception>
 
 #include "bindings/bindings.h"
+#include "core/error.h"
 
 namespace thalweg::bindings {
 namespace {

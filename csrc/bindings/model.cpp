@@ -62,8 +62,8 @@ Shuffle shuffle_of(const std::string& name) {
   if (name == "epoch") return Shuffle::kEpoch;
   if (name == "stack") return Shuffle::kStack;
   if (name == "iid") return Shuffle::kIid;
-  expect<ValueError>(name == "none", "[fit] expected shuffle 'epoch', 'stack', 'iid' or 'none', got '",
-                     name, "'");
+  expect<ValueError>(name == "none",
+                     "[fit] expected shuffle 'epoch', 'stack', 'iid' or 'none', got '", name, "'");
   return Shuffle::kNone;
 }
 
@@ -79,15 +79,16 @@ Monitor monitor_of(const std::string& name) {
 }
 
 // A contiguous vector of exactly `size` elements of `dtype`.
-const void* flat_data(const py::array& values, DType dtype, std::int64_t size, const char* operation) {
+const void* flat_data(const py::array& values, DType dtype, std::int64_t size,
+                      const char* operation) {
   const bool right_type = with_real_type(
       dtype, [&](auto zero) { return py::isinstance<py::array_t<decltype(zero)>>(values); });
-  expect<TypeError>(right_type, "[", operation, "] expected a vector of ", dtype_name(dtype), ", got ",
-                    py::str(values.dtype()).cast<std::string>());
-  expect<ValueError>(values.ndim() == 1 && values.size() == size &&
-                         (values.flags() & py::array::c_style) != 0,
-                     "[", operation, "] expected a contiguous vector of ", size, " elements, got ",
-                     values.size(), " in ", values.ndim(), " dimensions");
+  expect<TypeError>(right_type, "[", operation, "] expected a vector of ", dtype_name(dtype),
+                    ", got ", py::str(values.dtype()).cast<std::string>());
+  expect<ValueError>(
+      values.ndim() == 1 && values.size() == size && (values.flags() & py::array::c_style) != 0,
+      "[", operation, "] expected a contiguous vector of ", size, " elements, got ", values.size(),
+      " in ", values.ndim(), " dimensions");
   return values.data();
 }
 
@@ -138,8 +139,8 @@ std::int64_t total_size(const std::vector<TensorInfo>& tensors) {
 
 // ---- losses written in Python -------------------------------------------------------------------
 
-// loss(prediction, target) -> (value, gradient) for one call; target rows are taken by index. A call
-// that writes passes its lock, and is paused while the function runs.
+// loss(prediction, target) -> (value, gradient) for one call; target rows are taken by index. A
+// call that writes passes its lock, and is paused while the function runs.
 class PythonLoss {
  public:
   PythonLoss(PythonCall& call, py::object loss, py::object targets, ModelLock* writing = nullptr)
@@ -154,9 +155,11 @@ class PythonLoss {
     double value = 0.0;
     call_.with_gil([&] {
       py::array prediction = new_array(dtype, {rows, out_features});
-      std::memcpy(prediction.mutable_data(), outputs, static_cast<std::size_t>(prediction.nbytes()));
+      std::memcpy(prediction.mutable_data(), outputs,
+                  static_cast<std::size_t>(prediction.nbytes()));
       const py::object target =
-          row_index ? targets_.attr("take")(py::array_t<std::int64_t>(rows, row_index), 0) : targets_;
+          row_index ? targets_.attr("take")(py::array_t<std::int64_t>(rows, row_index), 0)
+                    : targets_;
       const py::object result = loss_(prediction, target);
       if (!py::isinstance<py::tuple>(result) || py::len(result) != 2) {
         throw py::type_error("[loss] expected the loss function to return (value, gradient), got " +
@@ -164,12 +167,12 @@ class PythonLoss {
       }
       const py::tuple pair(result);
       value = py::float_(pair[0]).cast<double>();
-      const py::array computed = py::module_::import("numpy").attr("ascontiguousarray")(
-          pair[1], prediction.dtype());
+      const py::array computed =
+          py::module_::import("numpy").attr("ascontiguousarray")(pair[1], prediction.dtype());
       if (computed.ndim() != 2 || computed.shape(0) != rows || computed.shape(1) != out_features) {
         throw py::value_error(
-            concat("[loss] expected a gradient of the prediction's shape (", rows, ", ", out_features,
-                   "), got ", py::str(computed.attr("shape")).cast<std::string>(),
+            concat("[loss] expected a gradient of the prediction's shape (", rows, ", ",
+                   out_features, "), got ", py::str(computed.attr("shape")).cast<std::string>(),
                    "; the loss function returns (value, d value / d prediction)"));
       }
       std::memcpy(gradient, computed.data(), static_cast<std::size_t>(computed.nbytes()));
@@ -263,9 +266,8 @@ class PyModel {
   }
   py::object average() const {
     bool present = false;
-    const py::array values = vector(num_parameters(), [&](const Model& self, void* out) {
-      present = self.get_average(out);
-    });
+    const py::array values = vector(
+        num_parameters(), [&](const Model& self, void* out) { present = self.get_average(out); });
     return present ? py::object(values) : py::none();
   }
   std::vector<std::string> slot_names() const {
@@ -296,8 +298,7 @@ class PyModel {
     write("set_parameters", [&](Model& self, const Interrupt&) { self.set_parameters(data); });
   }
   void set_state(const py::array& values, const std::vector<std::int64_t>& batches) {
-    const void* data =
-        flat_data(values, dtype_, total_size(model_->state_tensors()), "set_state");
+    const void* data = flat_data(values, dtype_, total_size(model_->state_tensors()), "set_state");
     write("set_state", [&](Model& self, const Interrupt&) {
       expect<ValueError>(batches.size() == self.batches_tracked().size(),
                          "[set_state] expected a batch count for each of ",
@@ -335,7 +336,8 @@ class PyModel {
     options.accumulate = accumulate;
     if (stopping) {
       const auto& [monitor, patience, min_delta, restore_best] = *stopping;
-      options.early_stopping = EarlyStopping{monitor_of(monitor), patience, min_delta, restore_best};
+      options.early_stopping =
+          EarlyStopping{monitor_of(monitor), patience, min_delta, restore_best};
     }
     options.max_steps = max_steps;
     options.stop_at_loss = stop_at_loss;
@@ -401,7 +403,8 @@ class PyModel {
   // ---- pure evaluation
 
   py::dict evaluate(const py::object& x, const py::object& y, const py::object& weights,
-                    std::int64_t batch_size, const py::object& loss, const py::object& targets) const {
+                    std::int64_t batch_size, const py::object& loss,
+                    const py::object& targets) const {
     const DataArguments arguments("evaluate", x, y, weights);
     const Data data = arguments.data();
     PythonCall call;
@@ -441,7 +444,9 @@ class PyModel {
       pointers.push_back(array.mutable_data());
       out.append(array);
     }
-    read([&](const Model& self, const Interrupt&) { self.activations(view, training, pointers); });
+    read([&](const Model& self, const Interrupt& interrupt) {
+      self.activations(view, training, pointers, interrupt);
+    });
     return out;
   }
 
@@ -552,13 +557,15 @@ class PyModel {
 
   // What the engine calls; finds the loss of the running call by thread.
   CustomLoss custom_loss() const {
-    return [dtype = dtype_, out_features = out_features_](
-               const void* outputs, const std::int64_t* row_index, std::int64_t rows, void* gradient) {
-      expect<ValueError>(current_loss_ && current_loss_->present(),
-                         "[loss] expected a loss function for this model, got none; it was written in "
-                         "Python: pass it to Model.load(path, loss=function)");
-      return (*current_loss_)(dtype, out_features, outputs, row_index, rows, gradient);
-    };
+    return
+        [dtype = dtype_, out_features = out_features_](
+            const void* outputs, const std::int64_t* row_index, std::int64_t rows, void* gradient) {
+          expect<ValueError>(
+              current_loss_ && current_loss_->present(),
+              "[loss] expected a loss function for this model, got none; it was written in "
+              "Python: pass it to Model.load(path, loss=function)");
+          return (*current_loss_)(dtype, out_features, outputs, row_index, rows, gradient);
+        };
   }
 
   static inline thread_local const PythonLoss* current_loss_ = nullptr;
@@ -573,7 +580,8 @@ class PyModel {
 
 void bind_model(py::module_& module) {
   py::class_<PyModel>(module, "Model", "One engine model. Private: use thalweg.Model.")
-      .def(py::init(&PyModel::create), py::arg("description"), py::arg("device"), py::arg("threads"))
+      .def(py::init(&PyModel::create), py::arg("description"), py::arg("device"),
+           py::arg("threads"))
       .def_static("load", &PyModel::load, py::arg("path"), py::arg("device"), py::arg("threads"))
       .def("copy", &PyModel::copy)
       .def_property_readonly("device", &PyModel::device)
@@ -602,9 +610,9 @@ void bind_model(py::module_& module) {
       .def("fit", &PyModel::fit, py::kw_only(), py::arg("x"), py::arg("y"), py::arg("weights"),
            py::arg("validation_x"), py::arg("validation_y"), py::arg("validation_weights"),
            py::arg("epochs"), py::arg("batch_size"), py::arg("shuffle"), py::arg("accumulate"),
-           py::arg("early_stopping"), py::arg("max_steps"),
-           py::arg("stop_at_loss"), py::arg("on_epoch"), py::arg("on_step"), py::arg("every"),
-           py::arg("on_progress"), py::arg("loss"), py::arg("targets"))
+           py::arg("early_stopping"), py::arg("max_steps"), py::arg("stop_at_loss"),
+           py::arg("on_epoch"), py::arg("on_step"), py::arg("every"), py::arg("on_progress"),
+           py::arg("loss"), py::arg("targets"))
       .def("step", &PyModel::step, py::arg("x"), py::arg("y"), py::arg("weights"), py::arg("loss"),
            py::arg("targets"))
       .def("recalibrate_batch_norm", &PyModel::recalibrate_batch_norm, py::arg("x"),

@@ -53,7 +53,8 @@ class ModelLock::Read {
     std::unique_lock lock(owner_.mutex_);
     if (owner_.writing_ && !owner_.paused_ && owner_.writer_ == std::this_thread::get_id()) {
       throw std::runtime_error(
-          "[model] expected a signal handler that leaves the model alone, got one that uses it in the "
+          "[model] expected a signal handler that leaves the model alone, got one that uses it in "
+          "the "
           "middle of an update; set a flag in the handler and look at it in a callback");
     }
     if (!held_by_this_thread(owner_)) {
@@ -88,10 +89,10 @@ class ModelLock::Write {
   Write(ModelLock& owner, const char* operation, const Interrupt& interrupt) : owner_(owner) {
     std::unique_lock lock(owner_.mutex_);
     if (owner_.writing_ || Read::held_by_this_thread(owner_)) {
-      throw std::runtime_error(
-          concat("[", operation,
-                 "] expected a model that no other call is using for writing, got one that is being "
-                 "trained or changed; wait for that call, or work on model.copy()"));
+      throw std::runtime_error(concat(
+          "[", operation,
+          "] expected a model that no other call is using for writing, got one that is being "
+          "trained or changed; wait for that call, or work on model.copy()"));
     }
     owner_.writing_ = true;
     owner_.writer_ = std::this_thread::get_id();

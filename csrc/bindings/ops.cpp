@@ -19,11 +19,13 @@
 namespace thalweg::bindings {
 namespace {
 
-// An array argument with its view; None gives an absent view.
+// An array argument with its view. None is refused, or gives an absent view where it is allowed.
 class Argument {
  public:
-  Argument(const char* operation, const char* name, py::handle object) {
-    if (object.is_none()) return;
+  enum class None { kRefused, kAllowed };
+
+  Argument(const char* operation, const char* name, py::handle object, None none = None::kRefused) {
+    if (object.is_none() && none == None::kAllowed) return;
     array_.emplace(object, operation, name);
     view_ = array_->view();
   }
@@ -58,8 +60,8 @@ T* data_of(py::array& array) {
 ops::GemmForm form_of(const std::string& form) {
   if (form == "forward") return ops::GemmForm::kForward;
   if (form == "dgrad") return ops::GemmForm::kDgrad;
-  expect<ValueError>(form == "wgrad", "[gemm] expected form 'forward', 'dgrad' or 'wgrad', got '", form,
-                     "'");
+  expect<ValueError>(form == "wgrad", "[gemm] expected form 'forward', 'dgrad' or 'wgrad', got '",
+                     form, "'");
   return ops::GemmForm::kWgrad;
 }
 
@@ -78,7 +80,7 @@ py::array dense(const py::object& x_object, const py::object& weight_object,
                 const py::object& bias_object, const std::string& activation, double parameter,
                 int threads) {
   const Argument x("dense", "x", x_object), weight("dense", "weight", weight_object),
-      bias("dense", "bias", bias_object);
+      bias("dense", "bias", bias_object, Argument::None::kAllowed);
   const DType dtype = common_type({&x, &weight, &bias});
   py::array y = new_array(dtype, {x->rows, weight->rows});
   run(dtype, [&](auto zero) {
@@ -108,7 +110,7 @@ py::tuple batch_norm(const py::object& x_object, const py::object& gamma_object,
                      int threads) {
   const Argument x("batch_norm", "x", x_object), gamma("batch_norm", "gamma", gamma_object),
       beta("batch_norm", "beta", beta_object),
-      weights("batch_norm", "sample_weight", weights_object);
+      weights("batch_norm", "sample_weight", weights_object, Argument::None::kAllowed);
   const DType dtype = common_type({&x, &gamma, &beta});
   py::array y = new_array(dtype, {x->rows, x->cols});
   py::array mean = new_array(dtype, {x->cols});
@@ -138,11 +140,12 @@ py::array batch_norm_inference(const py::object& x_object, const py::object& gam
 }
 
 py::tuple batch_norm_backward(const py::object& x_object, const py::object& gamma_object,
-                              const py::object& dy_object, const py::object& weights_object, double eps,
-                              int threads) {
+                              const py::object& dy_object, const py::object& weights_object,
+                              double eps, int threads) {
   constexpr const char* kName = "batch_norm_backward";
   const Argument x(kName, "x", x_object), gamma(kName, "gamma", gamma_object),
-      dy(kName, "dy", dy_object), weights(kName, "sample_weight", weights_object);
+      dy(kName, "dy", dy_object),
+      weights(kName, "sample_weight", weights_object, Argument::None::kAllowed);
   const DType dtype = common_type({&x, &gamma, &dy});
   py::array dx = new_array(dtype, {x->rows, x->cols});
   py::array dgamma = new_array(dtype, {x->cols});
@@ -168,7 +171,8 @@ py::array activation(const std::string& name, const py::object& z_object, double
 
 py::array activation_backward(const std::string& name, const py::object& z_object,
                               const py::object& dy_object, double parameter, int threads) {
-  const Argument z("activation_backward", "z", z_object), dy("activation_backward", "dy", dy_object);
+  const Argument z("activation_backward", "z", z_object),
+      dy("activation_backward", "dy", dy_object);
   const DType dtype = common_type({&z, &dy});
   py::array dz = new_array(dtype, {z->rows, z->cols});
   run(dtype, [&](auto zero) {
@@ -199,8 +203,8 @@ py::array maxout(const py::object& z_object, std::int64_t pieces, int threads) {
   return y;
 }
 
-py::array maxout_backward(const py::object& z_object, const py::object& dy_object, std::int64_t pieces,
-                          int threads) {
+py::array maxout_backward(const py::object& z_object, const py::object& dy_object,
+                          std::int64_t pieces, int threads) {
   const Argument z("maxout_backward", "z", z_object), dy("maxout_backward", "dy", dy_object);
   const DType dtype = common_type({&z, &dy});
   py::array dz = new_array(dtype, {z->rows, z->cols});
@@ -219,10 +223,11 @@ py::array softmax(const py::object& logits_object, int threads) {
 }
 
 py::tuple softmax_cross_entropy(const py::object& logits_object, const py::object& target_object,
-                                const py::object& weights_object, double label_smoothing, int threads) {
+                                const py::object& weights_object, double label_smoothing,
+                                int threads) {
   constexpr const char* kName = "softmax_cross_entropy";
   const Argument logits(kName, "logits", logits_object), target(kName, "target", target_object),
-      weights(kName, "sample_weight", weights_object);
+      weights(kName, "sample_weight", weights_object, Argument::None::kAllowed);
   const DType dtype = common_type({&logits});
   py::array gradient = new_array(dtype, {logits->rows, logits->cols});
   double value = 0.0;
@@ -238,7 +243,7 @@ py::tuple elementwise_loss(const std::string& name, const py::object& output_obj
                            const std::string& reduction, const py::object& weights_object,
                            int threads) {
   const Argument output("loss", "output", output_object), target("loss", "target", target_object),
-      weights("loss", "sample_weight", weights_object);
+      weights("loss", "sample_weight", weights_object, Argument::None::kAllowed);
   const DType dtype = common_type({&output});
   py::array gradient = new_array(dtype, {output->rows, output->cols});
   double value = 0.0;
@@ -250,11 +255,11 @@ py::tuple elementwise_loss(const std::string& name, const py::object& output_obj
 }
 
 // A new vector of dtype with the values of `source`.
-py::array vector_copy(const char* operation, const char* name, const py::object& source, DType dtype,
-                      std::int64_t size) {
+py::array vector_copy(const char* operation, const char* name, const py::object& source,
+                      DType dtype, std::int64_t size) {
   const Argument values(operation, name, source);
-  expect<ValueError>(values->dimensions == 1 && values->rows == size, "[", operation, "] expected ", name,
-                     " with shape (", size, ",), got ",
+  expect<ValueError>(values->dimensions == 1 && values->rows == size, "[", operation, "] expected ",
+                     name, " with shape (", size, ",), got ",
                      InputArray(source, operation, name).shape_text());
   py::array copy = new_array(dtype, {size});
   copy[py::ellipsis()] = source;
@@ -282,7 +287,8 @@ py::tuple optimizer_step(const std::string& name, const std::vector<double>& hyp
   run(dtype, [&](auto zero) {
     using T = decltype(zero);
     ops::optimizer_step(name, hyper.data(), next_hyper.data(), t, data_of<T>(p), data_of<T>(g),
-                        static_cast<T*>(slot_data[0]), static_cast<T*>(slot_data[1]), size, threads);
+                        static_cast<T*>(slot_data[0]), static_cast<T*>(slot_data[1]), size,
+                        threads);
   });
   return py::make_tuple(p, py::tuple(slots));
 }
@@ -303,22 +309,24 @@ py::tuple clip_by_global_norm(const py::object& g_object, double max_norm, int t
 }  // namespace
 
 void bind_ops(py::module_& parent) {
-  py::module_ module = parent.def_submodule("ops", "Stateless operations. Private: use thalweg.ops.");
+  py::module_ module =
+      parent.def_submodule("ops", "Stateless operations. Private: use thalweg.ops.");
   module.def("gemm", &gemm, py::arg("a"), py::arg("b"), py::arg("form"), py::arg("threads"));
-  module.def("dense", &dense, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"),
-             py::arg("parameter"), py::arg("threads"));
+  module.def("dense", &dense, py::arg("x"), py::arg("weight"), py::arg("bias"),
+             py::arg("activation"), py::arg("parameter"), py::arg("threads"));
   module.def("dense_backward", &dense_backward, py::arg("x"), py::arg("weight"), py::arg("dy"),
              py::arg("threads"));
   module.def("batch_norm", &batch_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"),
              py::arg("sample_weight"), py::arg("eps"), py::arg("threads"));
   module.def("batch_norm_inference", &batch_norm_inference, py::arg("x"), py::arg("gamma"),
-             py::arg("beta"), py::arg("mean"), py::arg("variance"), py::arg("eps"), py::arg("threads"));
-  module.def("batch_norm_backward", &batch_norm_backward, py::arg("x"), py::arg("gamma"), py::arg("dy"),
-             py::arg("sample_weight"), py::arg("eps"), py::arg("threads"));
+             py::arg("beta"), py::arg("mean"), py::arg("variance"), py::arg("eps"),
+             py::arg("threads"));
+  module.def("batch_norm_backward", &batch_norm_backward, py::arg("x"), py::arg("gamma"),
+             py::arg("dy"), py::arg("sample_weight"), py::arg("eps"), py::arg("threads"));
   module.def("activation", &activation, py::arg("name"), py::arg("z"), py::arg("parameter"),
              py::arg("threads"));
-  module.def("activation_backward", &activation_backward, py::arg("name"), py::arg("z"), py::arg("dy"),
-             py::arg("parameter"), py::arg("threads"));
+  module.def("activation_backward", &activation_backward, py::arg("name"), py::arg("z"),
+             py::arg("dy"), py::arg("parameter"), py::arg("threads"));
   module.def("dropout", &dropout, py::arg("x"), py::arg("p"), py::arg("seed"), py::arg("step"),
              py::arg("stream"), py::arg("first_row"), py::arg("threads"));
   module.def("maxout", &maxout, py::arg("z"), py::arg("pieces"), py::arg("threads"));
@@ -328,8 +336,8 @@ void bind_ops(py::module_& parent) {
   module.def("softmax_cross_entropy", &softmax_cross_entropy, py::arg("logits"), py::arg("target"),
              py::arg("sample_weight"), py::arg("label_smoothing"), py::arg("threads"));
   module.def("elementwise_loss", &elementwise_loss, py::arg("name"), py::arg("output"),
-             py::arg("target"), py::arg("parameter"), py::arg("reduction"), py::arg("sample_weight"),
-             py::arg("threads"));
+             py::arg("target"), py::arg("parameter"), py::arg("reduction"),
+             py::arg("sample_weight"), py::arg("threads"));
   module.def("optimizer_step", &optimizer_step, py::arg("name"), py::arg("hyper"),
              py::arg("next_hyper"), py::arg("t"), py::arg("p"), py::arg("g"), py::arg("slots"),
              py::arg("threads"));

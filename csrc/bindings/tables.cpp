@@ -83,7 +83,8 @@ py::dict optimizers() {
                                  row.kind == HyperKind::flag ? "flag" : "real");
     }
     py::list slots;
-    for (int slot = 0; slot < optimizer_slots(id); ++slot) slots.append(optimizer_slot_name(id, slot));
+    for (int slot = 0; slot < optimizer_slots(id); ++slot)
+      slots.append(optimizer_slot_name(id, slot));
     py::dict entry;
     entry["parameters"] = rows;
     entry["slots"] = slots;

@@ -35,7 +35,8 @@ namespace {
 
 std::array<std::uint32_t, 4> philox_block(const std::array<std::uint32_t, 4>& counter,
                                           const std::array<std::uint32_t, 2>& key) {
-  const PhiloxBlock block = philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  const PhiloxBlock block =
+      philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return {block.word[0], block.word[1], block.word[2], block.word[3]};
 }
 
@@ -48,8 +49,8 @@ py::array generate(std::int64_t count, Value&& value) {
 }
 
 // Variates of elements first, first + 1, ...
-py::array random(const std::string& kind, std::uint64_t seed, std::uint16_t stream, std::uint64_t step,
-                 std::uint64_t first, std::int64_t count) {
+py::array random(const std::string& kind, std::uint64_t seed, std::uint16_t stream,
+                 std::uint64_t step, std::uint64_t first, std::int64_t count) {
   const auto word = [&](std::uint64_t i) { return philox_word(seed, stream, step, first + i); };
   const auto bits = [&](std::uint64_t i) { return philox_bits53(seed, stream, step, first + i); };
   if (kind == "word") return generate<std::uint32_t>(count, word);
@@ -59,9 +60,10 @@ py::array random(const std::string& kind, std::uint64_t seed, std::uint16_t stre
   if (kind == "uniform_double") {
     return generate<double>(count, [&](std::uint64_t i) { return uniform_double(bits(i)); });
   }
-  expect<ValueError>(kind == "normal",
-                     "[random] expected kind 'word', 'uniform_float', 'uniform_double' or 'normal', got '",
-                     kind, "'");
+  expect<ValueError>(
+      kind == "normal",
+      "[random] expected kind 'word', 'uniform_float', 'uniform_double' or 'normal', got '", kind,
+      "'");
   return generate<double>(count, [&](std::uint64_t i) { return standard_normal(bits(i)); });
 }
 
@@ -100,8 +102,9 @@ py::array elementary(const std::string& name, const py::array& x) {
   if (name == "erf") return map_array(x, [](auto v) { return erf(v); });
   if (name == "sigmoid") return map_array(x, [](auto v) { return sigmoid(v); });
   if (name == "softplus") return map_array(x, [](auto v) { return softplus(v); });
-  throw ValueError("[elementary] expected exp, log, log1p, expm1, tanh, erf, sigmoid or softplus, got '" +
-                   name + "'");
+  throw ValueError(
+      "[elementary] expected exp, log, log1p, expm1, tanh, erf, sigmoid or softplus, got '" + name +
+      "'");
 }
 
 int listed(int id, const char* what, const std::string& name) {
@@ -128,14 +131,13 @@ std::array<double, 3> loss_terms(const std::string& name, double z, double t, do
   });
 }
 
-std::array<double, kMaxCoefficients> optimizer_coefficients_of(const std::string& name,
-                                                               const std::vector<double>& hyper,
-                                                               const std::vector<double>& next_hyper,
-                                                               std::int64_t t) {
+std::array<double, kMaxCoefficients> optimizer_coefficients_of(
+    const std::string& name, const std::vector<double>& hyper,
+    const std::vector<double>& next_hyper, std::int64_t t) {
   const int id = listed(optimizer_id(name.c_str()), "optimizer", name);
   const auto count = static_cast<std::size_t>(optimizer_hyper(id).count);
-  expect<ValueError>(hyper.size() == count && next_hyper.size() == count, "[optimizer] expected ", count,
-                     " hyper-parameters, got ", hyper.size(), " and ", next_hyper.size());
+  expect<ValueError>(hyper.size() == count && next_hyper.size() == count, "[optimizer] expected ",
+                     count, " hyper-parameters, got ", hyper.size(), " and ", next_hyper.size());
   std::array<double, kMaxCoefficients> coefficients{};
   optimizer_coefficients(id, hyper.data(), next_hyper.data(), t, coefficients.data());
   return coefficients;
@@ -154,8 +156,8 @@ std::vector<std::string> instruction_sets() {
 InstructionSet instruction_set_of(const std::string& name) {
   const std::vector<std::string> names = instruction_sets();
   const auto found = std::find(names.begin(), names.end(), name);
-  expect<ValueError>(found != names.end(), "[instruction_set] expected one that this processor has, got '",
-                     name, "'");
+  expect<ValueError>(found != names.end(),
+                     "[instruction_set] expected one that this processor has, got '", name, "'");
   return static_cast<InstructionSet>(found - names.begin());
 }
 
@@ -187,7 +189,8 @@ PanelMatrix<T> gathered(const cpu::Kernels<T>& kernels, const ArrayView& view) {
 
 // C[M, N] = A[M, K] W[N, K]^T
 template <class T>
-void dense_product(const cpu::Kernels<T>& kernels, const ArrayView& a, const ArrayView& weight, T* c) {
+void dense_product(const cpu::Kernels<T>& kernels, const ArrayView& a, const ArrayView& weight,
+                   T* c) {
   const PanelMatrix<T> rows = gathered(kernels, a);
   Arena<T> tiles(packed_weight_size(weight.rows, weight.cols));
   pack_weight_strided(weight, tiles.data());
@@ -303,16 +306,18 @@ void bind_testing(py::module_& parent) {
   module.def("philox_block", &philox_block, py::arg("counter"), py::arg("key"));
   module.def("random", &random, py::arg("kind"), py::kw_only(), py::arg("seed"), py::arg("stream"),
              py::arg("step"), py::arg("first"), py::arg("count"));
-  module.def("permutation", &permutation, py::arg("n"), py::kw_only(), py::arg("seed"), py::arg("epoch"),
-             py::arg("first"), py::arg("count"), py::arg("inverse"));
+  module.def("permutation", &permutation, py::arg("n"), py::kw_only(), py::arg("seed"),
+             py::arg("epoch"), py::arg("first"), py::arg("count"), py::arg("inverse"));
   module.def("elementary", &elementary, py::arg("name"), py::arg("x"));
-  module.def("activation_terms", &activation_terms, py::arg("name"), py::arg("z"), py::arg("parameter"));
+  module.def("activation_terms", &activation_terms, py::arg("name"), py::arg("z"),
+             py::arg("parameter"));
   module.def("loss_terms", &loss_terms, py::arg("name"), py::arg("z"), py::arg("t"),
              py::arg("parameter"));
-  module.def("optimizer_coefficients", &optimizer_coefficients_of, py::arg("name"), py::arg("hyper"),
-             py::arg("next_hyper"), py::arg("t"));
+  module.def("optimizer_coefficients", &optimizer_coefficients_of, py::arg("name"),
+             py::arg("hyper"), py::arg("next_hyper"), py::arg("t"));
   module.def("instruction_sets", &instruction_sets);
-  module.def("gemm", &gemm, py::arg("a"), py::arg("b"), py::arg("form"), py::arg("instruction_set"));
+  module.def("gemm", &gemm, py::arg("a"), py::arg("b"), py::arg("form"),
+             py::arg("instruction_set"));
   module.def("team_size", &team_size, py::arg("threads"));
   module.def("write_checkpoint", &write_checkpoint, py::arg("path"), py::arg("metadata"),
              py::arg("tensors"));

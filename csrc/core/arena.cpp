@@ -54,6 +54,12 @@ std::size_t array_bytes(std::int64_t count, std::size_t item) {
   return static_cast<std::size_t>(count) * item;
 }
 
+std::int64_t element_count(std::int64_t rows, std::int64_t width) {
+  std::int64_t count = 0;
+  if (__builtin_mul_overflow(rows, width, &count)) throw std::bad_array_new_length();
+  return count;
+}
+
 void* allocate_zeroed(std::size_t bytes) {
 #if defined(__linux__)
   if (is_large(bytes)) return map_zeroed(bytes);

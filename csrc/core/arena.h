@@ -19,6 +19,9 @@ TW_INTERNAL_API void release(void* memory, std::size_t bytes) noexcept;
 // space.
 TW_INTERNAL_API std::size_t array_bytes(std::int64_t count, std::size_t item);
 
+// rows * width; std::bad_array_new_length when that leaves 63 bits.
+TW_INTERNAL_API std::int64_t element_count(std::int64_t rows, std::int64_t width);
+
 template <class T>
 class Arena {
   static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= 64);

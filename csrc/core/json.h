@@ -130,6 +130,20 @@ struct Json::Member {
 };
 
 inline Json::Json(Object value) : value_(std::move(value)) {}
+
+// An object from keys and values by turns. Not from a braced list of members: code of g++ 12 for
+// one destroys what was never built when an allocation in it fails.
+template <class... KeysAndValues>
+Json::Object json_object(KeysAndValues&&... keys_and_values) {
+  Json::Object object;
+  const auto append = [&object](auto&& self, std::string_view key, Json value,
+                                auto&&... rest) -> void {
+    object.push_back({std::string(key), std::move(value)});
+    if constexpr (sizeof...(rest) > 0) self(self, std::forward<decltype(rest)>(rest)...);
+  };
+  append(append, std::forward<KeysAndValues>(keys_and_values)...);
+  return object;
+}
 inline bool operator==(const Json& a, const Json& b) { return a.value_ == b.value_; }
 
 // `text` in quotes with JSON's escapes; ValueError when it is not UTF-8.

@@ -66,7 +66,7 @@ class Members {
   Members(const Json& json, std::string path, std::string naming_key = "type")
       : path_(std::move(path)), object_(json.object() ? &json : nullptr) {
     if (json.string()) {
-      name_only_ = Json::Object{{naming_key, json}};
+      name_only_ = json_object(naming_key, json);
       object_ = &name_only_;
     }
     if (object_ == nullptr) fail(path_, "an object", shown(json));
@@ -236,7 +236,7 @@ Initializer parse_initializer(Members& owner) {
 Json initializer_json(const Initializer& init) {
   const InitializerType& type = initializer_type(init.type);
   if (type.parameter == nullptr) return init.type;
-  return Json::Object{{"type", init.type}, {type.parameter, init.value}};
+  return json_object("type", init.type, type.parameter, init.value);
 }
 
 // ---- Layers
@@ -419,13 +419,13 @@ LossDescription parse_loss(const Json& json) {
 Json loss_json(const LossDescription& loss) {
   switch (loss.kind) {
     case LossDescription::Kind::kCrossEntropy:
-      return Json::Object{{"type", "cross_entropy"}, {"label_smoothing", loss.label_smoothing}};
+      return json_object("type", "cross_entropy", "label_smoothing", loss.label_smoothing);
     case LossDescription::Kind::kCustom:
-      return Json::Object{{"type", "custom"}};
+      return json_object("type", "custom");
     case LossDescription::Kind::kElementwise:
       break;
   }
-  Json::Object out{{"type", loss_name(loss.elementwise)}};
+  Json::Object out = json_object("type", loss_name(loss.elementwise));
   const ParameterRow row = loss_parameter(loss.elementwise);
   if (row.name != nullptr) out.push_back({row.name, loss.parameter});
   out.push_back({"reduction", kReductions[static_cast<int>(loss.reduction)]});
@@ -480,7 +480,7 @@ Schedule parse_schedule(const Json& json, const std::string& path, const HyperPa
 }
 
 Json schedule_json(const Schedule& schedule) {
-  Json::Object out{{"schedule", schedule.type}};
+  Json::Object out = json_object("schedule", schedule.type);
   if (schedule.type == "constant") {
     out.push_back({"value", schedule.value});
   } else if (schedule.type == "linear") {
@@ -562,10 +562,10 @@ OptimizerDescription parse_optimizer(const Json& json) {
   return optimizer;
 }
 
-OptimizerDescription default_optimizer() { return parse_optimizer(Json::Object{{"type", "adam"}}); }
+OptimizerDescription default_optimizer() { return parse_optimizer(json_object("type", "adam")); }
 
 Json optimizer_json(const OptimizerDescription& optimizer) {
-  Json::Object out{{"type", optimizer_name(optimizer.optimizer)}};
+  Json::Object out = json_object("type", optimizer_name(optimizer.optimizer));
   std::size_t i = 0;
   for (const HyperParameter& row : optimizer_hyper(optimizer.optimizer)) {
     const HyperValue value =
@@ -577,12 +577,10 @@ Json optimizer_json(const OptimizerDescription& optimizer) {
   }
   Json::Array groups;
   for (const ParameterGroup& group : optimizer.groups) {
-    groups.push_back(Json::Object{
-        {"match", group.match},
-        {"lr_scale", group.lr_scale},
-        {"weight_decay", or_null(group.weight_decay)},
-        {"frozen", group.frozen},
-    });
+    Json::Object row = json_object("match", group.match, "lr_scale", group.lr_scale);
+    row.push_back({"weight_decay", or_null(group.weight_decay)});
+    row.push_back({"frozen", group.frozen});
+    groups.push_back(std::move(row));
   }
   out.push_back({"groups", std::move(groups)});
   return out;
@@ -609,9 +607,9 @@ Json averaging_json(const Averaging& averaging) {
     case Averaging::Kind::kNone:
       break;
     case Averaging::Kind::kPolyak:
-      return Json::Object{{"type", "polyak"}, {"start", averaging.start}};
+      return json_object("type", "polyak", "start", averaging.start);
     case Averaging::Kind::kEma:
-      return Json::Object{{"type", "ema"}, {"decay", averaging.decay}};
+      return json_object("type", "ema", "decay", averaging.decay);
   }
   return nullptr;
 }
@@ -645,19 +643,18 @@ Description parse_description(std::string_view json) {
 }
 
 std::string to_json(const Description& description) {
-  return Json(Json::Object{
-                  {"in_features", description.in_features},
-                  {"dtype", dtype_name(description.dtype)},
-                  {"seed", description.seed},
-                  {"layers", layers_json(description.layers)},
-                  {"loss", loss_json(description.loss)},
-                  {"optimizer", optimizer_json(description.optimizer)},
-                  {"averaging", averaging_json(description.averaging)},
-                  {"clip_norm", or_null(description.clip_norm)},
-                  {"check_finite",
-                   description.check_finite == CheckFinite::kLoss ? "loss" : "gradients"},
-              })
-      .text();
+  Json::Object out;
+  out.push_back({"in_features", description.in_features});
+  out.push_back({"dtype", dtype_name(description.dtype)});
+  out.push_back({"seed", description.seed});
+  out.push_back({"layers", layers_json(description.layers)});
+  out.push_back({"loss", loss_json(description.loss)});
+  out.push_back({"optimizer", optimizer_json(description.optimizer)});
+  out.push_back({"averaging", averaging_json(description.averaging)});
+  out.push_back({"clip_norm", or_null(description.clip_norm)});
+  out.push_back(
+      {"check_finite", description.check_finite == CheckFinite::kLoss ? "loss" : "gradients"});
+  return Json(std::move(out)).text();
 }
 
 }  // namespace thalweg

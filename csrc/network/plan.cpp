@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "core/error.h"
 #include "math/activations.h"
@@ -53,7 +54,6 @@ class Compiler {
     plan_.out_features = plan_.buffers[plan_.output].width;
     place_tensors();
     link_backward();
-    list_updates();
     return std::move(plan_);
   }
 
@@ -147,8 +147,13 @@ class Compiler {
     return node;
   }
 
+  // A layer whose nodes and tensors are complete.
   void record(const Layer& layer, const std::string& name, int buffer, bool top) {
-    if (top) plan_.layers.push_back({name, layer_type(layer), buffer, 0});
+    if (!top) return;
+    std::int64_t parameters = 0;
+    for (; recorded_ < plan_.tensors.size(); ++recorded_)
+      parameters += plan_.tensors[recorded_].size();
+    plan_.layers.push_back({name, layer_type(layer), buffer, parameters});
   }
 
   // Appends the nodes of `layers` to the plan; returns the buffer of their result.
@@ -272,7 +277,9 @@ class Compiler {
       tensor.offset = plan_.arena_size;
       tensor.padded = tensor.is_weight() ? panels_of(tensor.out) * panels_of(tensor.in) * kTile
                                          : round_up(tensor.out, kGroupBlock);
-      plan_.arena_size += tensor.padded;
+      // A width has 31 bits, and one tensor therefore 63.
+      if (__builtin_add_overflow(plan_.arena_size, tensor.padded, &plan_.arena_size))
+        throw std::bad_array_new_length();
       if (tensor.is_weight()) {
         tensor.transposed_offset = plan_.transposed_size;
         plan_.transposed_size += tensor.padded;
@@ -280,8 +287,6 @@ class Compiler {
         tensor.vector_offset = plan_.vector_size;
         plan_.vector_size += tensor.padded;
       }
-      for (LayerOutput& layer : plan_.layers)
-        if (tensor.name.rfind(layer.name + ".", 0) == 0) layer.parameters += tensor.size();
     }
   }
 
@@ -312,23 +317,9 @@ class Compiler {
     }
   }
 
-  void list_updates() {
-    for (std::size_t n = 0; n < plan_.nodes.size(); ++n) {
-      const Node& node = plan_.nodes[n];
-      const int index = static_cast<int>(n);
-      if (node.weight >= 0) {
-        const Tensor& weight = plan_.tensors[node.weight];
-        for (std::int64_t k = 0; k < panels_of(weight.in); ++k)
-          for (std::int64_t o = 0; o < panels_of(weight.out); ++o)
-            plan_.updates.push_back({node.weight, index, k, o});
-      }
-      for (const int tensor : {node.bias, node.gamma, node.beta})
-        if (tensor >= 0) plan_.updates.push_back({tensor, index, 0, 0});
-    }
-  }
-
   bool fuse_;
   std::uint32_t dropouts_ = 0;
+  std::size_t recorded_ = 0;  // tensors of the top-level layers so far
   Plan plan_;
 };
 
@@ -358,6 +349,23 @@ std::string Plan::summary() const {
 
 Plan compile(const Description& description, bool fuse) {
   return Compiler(description, fuse).run();
+}
+
+std::vector<UpdateTask> list_updates(const Plan& plan) {
+  std::vector<UpdateTask> updates;
+  for (std::size_t n = 0; n < plan.nodes.size(); ++n) {
+    const Node& node = plan.nodes[n];
+    const int index = static_cast<int>(n);
+    if (node.weight >= 0) {
+      const Tensor& weight = plan.tensors[node.weight];
+      for (std::int64_t k = 0; k < panels_of(weight.in); ++k)
+        for (std::int64_t o = 0; o < panels_of(weight.out); ++o)
+          updates.push_back({node.weight, index, k, o});
+    }
+    for (const int tensor : {node.bias, node.gamma, node.beta})
+      if (tensor >= 0) updates.push_back({tensor, index, 0, 0});
+  }
+  return updates;
 }
 
 }  // namespace thalweg

@@ -101,7 +101,6 @@ struct Plan {
   std::vector<Buffer> buffers;  // 0 is the input
   std::vector<Node> nodes;      // in order of execution
   std::vector<LayerOutput> layers;
-  std::vector<UpdateTask> updates;
   int output = 0;  // buffer of the network's output
   std::int64_t in_features = 0;
   std::int64_t out_features = 0;
@@ -124,5 +123,8 @@ struct Plan {
 // Without `fuse` every layer has a node and a buffer of its own, so that its output can be read;
 // tensors and their places are the same either way.
 Plan compile(const Description& description, bool fuse = true);
+
+// All update tasks of a plan, in order: as many as its parameters have tiles.
+std::vector<UpdateTask> list_updates(const Plan& plan);
 
 }  // namespace thalweg

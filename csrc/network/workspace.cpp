@@ -32,20 +32,21 @@ Workspace<T>::Workspace(const Plan& plan, std::int64_t capacity, bool gradients)
     padded_.push_back(state.padded);
     statistics += 4 * state.padded;
   }
-  values_ = Arena<T>(value_width * capacity);
-  gradient_values_ = Arena<T>(gradient_width * capacity);
+  values_ = Arena<T>(element_count(capacity, value_width));
+  gradient_values_ = Arena<T>(element_count(capacity, gradient_width));
   statistics_ = Arena<T>(statistics);
   batch_statistics_ = Arena<double>(statistics);
   vector_gradients_ = Arena<T>(gradients ? plan.vector_size : 0);
-  block_statistics = Arena<cpu::BlockStatistics>(blocks * plan.max_batch_norm_panels);
-  block_sums = Arena<cpu::BlockSums>(gradients ? blocks * plan.max_batch_norm_panels : 0);
+  block_statistics = Arena<cpu::BlockStatistics>(element_count(blocks, plan.max_batch_norm_panels));
+  block_sums =
+      Arena<cpu::BlockSums>(element_count(gradients ? blocks : 0, plan.max_batch_norm_panels));
   block_rows = Arena<double>(blocks);
   block_weights = Arena<double>(blocks);
   block_losses = Arena<cpu::BlockLoss>(blocks);
   row_weights = Arena<T>(capacity);
   labels = Arena<std::int64_t>(capacity);
   row_index = Arena<std::int64_t>(capacity);
-  targets = Arena<T>(round_up(plan.out_features, kPanel) * capacity);
+  targets = Arena<T>(element_count(capacity, round_up(plan.out_features, kPanel)));
 }
 
 template class Workspace<float>;

@@ -22,7 +22,7 @@ inline constexpr std::int64_t kPanelsPerChunk = 4;
 template <class T>
 struct Matrix {
   Matrix(std::int64_t rows, std::int64_t width)
-      : memory(panels_of(width) * rows * kPanel), panels{memory.data(), rows, width} {}
+      : memory(element_count(rows, round_up(width, kPanel))), panels{memory.data(), rows, width} {}
 
   Arena<T> memory;
   Panels<T> panels;

@@ -93,22 +93,22 @@ const std::string& metadata(const CheckpointFile& file, const std::string& key) 
 }
 
 Json cursor_json(const Cursor& cursor, std::int64_t averaged) {
-  return Json::Object{
-      {"steps", cursor.steps},
-      {"updates", cursor.updates},
-      {"epochs", cursor.epochs},
-      {"position", cursor.position},
-      {"rows", cursor.rows},
-      {"batch_size", cursor.batch_size},
-      {"accumulate", cursor.accumulate},
-      {"shuffle", kShuffleNames[static_cast<int>(cursor.shuffle)]},
-      {"loss", cursor.loss},
-      {"hits", cursor.hits},
-      {"weight", cursor.weight},
-      {"skipped_rows", cursor.skipped_rows},
-      {"steps_per_epoch", cursor.steps_per_epoch},
-      {"averaged", averaged},
-  };
+  Json::Object out;
+  out.push_back({"steps", cursor.steps});
+  out.push_back({"updates", cursor.updates});
+  out.push_back({"epochs", cursor.epochs});
+  out.push_back({"position", cursor.position});
+  out.push_back({"rows", cursor.rows});
+  out.push_back({"batch_size", cursor.batch_size});
+  out.push_back({"accumulate", cursor.accumulate});
+  out.push_back({"shuffle", kShuffleNames[static_cast<int>(cursor.shuffle)]});
+  out.push_back({"loss", cursor.loss});
+  out.push_back({"hits", cursor.hits});
+  out.push_back({"weight", cursor.weight});
+  out.push_back({"skipped_rows", cursor.skipped_rows});
+  out.push_back({"steps_per_epoch", cursor.steps_per_epoch});
+  out.push_back({"averaged", averaged});
+  return out;
 }
 
 Cursor parse_cursor(const std::string& text, std::int64_t* averaged) {
@@ -226,16 +226,33 @@ void TypedModel<T>::load_weights(const std::string& path) {
   };
   const std::vector<T> parameters = read_tensors<T>(file, renamed(tensors_), "");
   const std::vector<T> state = read_tensors<T>(file, renamed(state_tensors_), "");
+  // Not every program counts batches.
+  std::vector<TensorInfo> counts(plan_.states.size());
+  for (std::size_t s = 0; s < counts.size(); ++s)
+    counts[s].name = plan_.states[s].name + ".num_batches_tracked";
+  counts = renamed(std::move(counts));
+  std::vector<std::int64_t> batches = parameters_.batches;
+  for (std::size_t s = 0; s < counts.size(); ++s)
+    if (file.find(counts[s].name) != nullptr) batches[s] = read_count(file, counts[s].name);
   set_parameters(parameters.data());
   set_state(state.data());
+  parameters_.batches = std::move(batches);
 }
 
 std::unique_ptr<Model> Model::load(const std::string& path, const std::string& device,
                                    int threads) {
+  resolve_device(device);
+  threads = resolve_threads(threads);
   const CheckpointFile file = read_checkpoint_file(path, true);
   try {
     const Description description = parse_description(metadata(file, "description"));
-    resolve_device(device);
+    // A description takes a line to ask for all memory.
+    const std::int64_t parameters = compile(description).num_parameters;
+    std::int64_t stored = 0;
+    for (const StoredTensor& tensor : file.tensors)
+      stored += tensor.bytes / item_size(tensor.dtype);
+    if (parameters > stored)
+      fail(concat("expected ", parameters, " parameters, got tensors of ", stored, " elements"));
     const auto restored = [&]<class T>() -> std::unique_ptr<Model> {
       auto model = std::make_unique<TypedModel<T>>(description, threads);
       model->restore(file);

@@ -1,8 +1,11 @@
 // Data checks and gathering.
 #include "training/data.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "cpu/kernels.h"
@@ -72,6 +75,8 @@ decltype(auto) with_reader(DType dtype, F&& f) {
   return reader.template operator()<double>();
 }
 
+constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
+
 const std::byte* element(const ArrayView& array, std::int64_t row, std::int64_t col = 0) {
   return static_cast<const std::byte*>(array.data) + row * array.row_stride +
          col * array.col_stride;
@@ -84,55 +89,67 @@ std::string shape_text(const ArrayView& array) {
 
 // The first element that fails `good` is reported with its place.
 template <class Good>
-void check_elements(const ArrayView& array, const std::string& operation, const char* name,
-                    const char* expected, Good good) {
+void check_elements(const DataCheck& check, const ArrayView& array, const char* name,
+                    const std::string& expected, Good good) {
+  if (!check.elements) return;
   with_reader(array.dtype, [&](auto read) {
-    for (std::int64_t r = 0; r < array.rows; ++r)
-      for (std::int64_t c = 0; c < array.cols; ++c) {
-        const double value = read(element(array, r, c));
-        if (good(value)) continue;
-        const std::string place =
-            array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
-        throw ValueError(
-            concat("[", operation, "] expected ", expected, ", got ", name, place, " = ", value));
-      }
+    const auto first_bad = [&](Range rows) {
+      for (std::int64_t r = rows.begin; r < rows.end; ++r)
+        for (std::int64_t c = 0; c < array.cols; ++c)
+          if (!good(read(element(array, r, c)))) return std::pair(r, c);
+      return std::pair(kNoRow, kNoRow);
+    };
+    std::atomic<std::int64_t> bad_row = kNoRow;
+    scan_rows(array.rows, array.cols, check.threads, check.interrupt, check.operation,
+              [&](Range rows) {
+                const std::int64_t found = first_bad(rows).first;
+                std::int64_t least = bad_row.load();
+                while (found < least && !bad_row.compare_exchange_weak(least, found)) {
+                }
+              });
+    if (bad_row == kNoRow) return;
+    const auto [r, c] = first_bad({bad_row, bad_row + 1});
+    const std::string place =
+        array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
+    throw ValueError(concat("[", check.operation, "] expected ", expected, ", got ", name, place,
+                            " = ", read(element(array, r, c))));
   });
 }
 
-void check_weights(const ArrayView& weights, std::int64_t rows, const std::string& operation) {
-  expect<ValueError>(weights.dimensions == 1 && weights.rows == rows, "[", operation,
+void check_weights(const DataCheck& check, const ArrayView& weights, std::int64_t rows) {
+  expect<ValueError>(weights.dimensions == 1 && weights.rows == rows, "[", check.operation,
                      "] expected sample_weight of shape (", rows, ",), got ", shape_text(weights));
-  check_elements(weights, operation, "sample_weight", "finite sample weights >= 0",
-                 [](double w) { return w >= 0.0 && std::isfinite(w); });
-  double total = 0.0;
-  with_reader(weights.dtype, [&](auto read) {
-    for (std::int64_t r = 0; r < rows; ++r) total += read(element(weights, r));
+  std::atomic<bool> positive = false;
+  check_elements(check, weights, "sample_weight", "finite sample weights >= 0", [&](double w) {
+    if (w > 0.0 && !positive.load(std::memory_order_relaxed)) positive = true;
+    return w >= 0.0 && std::isfinite(w);
   });
-  expect<ValueError>(total > 0.0, "[", operation,
+  expect<ValueError>(positive || !check.elements, "[", check.operation,
                      "] expected sample weights with a positive sum, got all zeros");
 }
 
-Targets check_cross_entropy_target(const Plan& plan, const ArrayView& y,
-                                   const std::string& operation) {
-  const std::int64_t classes = plan.out_features;
+Targets check_cross_entropy_target(const DataCheck& check, const ArrayView& y) {
+  const std::int64_t classes = check.plan.out_features;
   if (y.dimensions == 1) {
-    expect<TypeError>(is_integer(y.dtype), "[", operation,
+    expect<TypeError>(is_integer(y.dtype), "[", check.operation,
                       "] expected integer labels or probabilities of shape (n, ", classes,
                       ") for cross_entropy, got a one-dimensional array of ", dtype_name(y.dtype),
                       "; cast labels with y.astype(int)");
-    check_elements(y, operation, "y", concat("labels in [0, ", classes, ")").c_str(),
+    check_elements(check, y, "y", concat("labels in [0, ", classes, ")"),
                    [&](double v) { return v >= 0.0 && v < static_cast<double>(classes); });
     return Targets::kLabels;
   }
-  expect<ValueError>(y.cols == classes, "[", operation, "] expected probabilities of shape (",
+  expect<ValueError>(y.cols == classes, "[", check.operation, "] expected probabilities of shape (",
                      y.rows, ", ", classes, "), one column per output, got ", shape_text(y),
                      "; integer labels are one-dimensional");
-  check_elements(y, operation, "y", "finite probabilities >= 0",
+  check_elements(check, y, "y", "finite probabilities >= 0",
                  [](double v) { return v >= 0.0 && std::isfinite(v); });
   return Targets::kDense;
 }
 
-void check_dense_target(const Plan& plan, const ArrayView& y, const std::string& operation) {
+void check_dense_target(const DataCheck& check, const ArrayView& y) {
+  const Plan& plan = check.plan;
+  const std::string& operation = check.operation;
   expect<ValueError>((y.dimensions == 1 && plan.out_features == 1) || y.cols == plan.out_features ||
                          y.dimensions != 2,
                      "[", operation, "] expected y.shape[1] == ", plan.out_features,
@@ -145,48 +162,60 @@ void check_dense_target(const Plan& plan, const ArrayView& y, const std::string&
   const char* name = loss_name(plan.description.loss.elementwise);
   switch (target) {
     case TargetKind::real:
-      check_elements(y, operation, "y", "finite targets",
-                     [](double v) { return std::isfinite(v); });
+      check_elements(check, y, "y", "finite targets", [](double v) { return std::isfinite(v); });
       break;
     case TargetKind::unit_interval:
-      check_elements(y, operation, "y", concat("targets in [0, 1] for ", name).c_str(),
+      check_elements(check, y, "y", concat("targets in [0, 1] for ", name),
                      [](double v) { return v >= 0.0 && v <= 1.0; });
       break;
     case TargetKind::sign:
-      check_elements(y, operation, "y", concat("targets -1 or +1 for ", name).c_str(),
+      check_elements(check, y, "y", concat("targets -1 or +1 for ", name),
                      [](double v) { return v == 1.0 || v == -1.0; });
       break;
   }
 }
 
-}  // namespace
-
-void check_input(const Plan& plan, const ArrayView& x, const std::string& operation,
-                 bool require_finite) {
-  expect<ValueError>(x.dimensions == 2, "[", operation, "] expected x of shape (n, ",
-                     plan.in_features, "), got ", shape_text(x),
-                     x.dimensions == 1 ? "; reshape one row with x.reshape(1, -1)" : "");
-  expect<ValueError>(x.cols == plan.in_features, "[", operation,
-                     "] expected x.shape[1] == ", plan.in_features, " (in_features), got ",
-                     shape_text(x));
-  expect<ValueError>(x.rows >= 1, "[", operation, "] expected at least one row, got ",
-                     shape_text(x));
-  if (!require_finite || is_integer(x.dtype)) return;
-  if (!cpu::kernels<float>().all_finite(x, {0, x.rows}))
-    check_elements(x, operation, "x", "finite x", [](double v) { return std::isfinite(v); });
+// Labels index memory, and the caller may have changed them after the check.
+template <class Read>
+std::int64_t label_at(Read read, const Batch& batch, std::int64_t row) {
+  const double label = read(element(batch.data->y, row));
+  expect<ValueError>(label >= 0.0 && label < static_cast<double>(batch.classes),
+                     "[data] expected labels in [0, ", batch.classes, "), got y[", row,
+                     "] = ", label, "; y was changed while it was in use");
+  return static_cast<std::int64_t>(label);
 }
 
-Targets check_data(const Plan& plan, const Data& data, const std::string& operation,
-                   bool require_finite) {
-  check_input(plan, data.x, operation, require_finite);
-  if (data.weights.present()) check_weights(data.weights, data.x.rows, operation);
-  if (plan.description.loss.kind == LossDescription::Kind::kCustom) return Targets::kNone;
-  expect<ValueError>(data.y.present(), "[", operation, "] expected targets y, got none");
-  expect<ValueError>(data.y.rows == data.x.rows, "[", operation, "] expected len(y) == len(x) (",
-                     data.x.rows, "), got ", data.y.rows);
-  if (plan.description.loss.kind == LossDescription::Kind::kCrossEntropy)
-    return check_cross_entropy_target(plan, data.y, operation);
-  check_dense_target(plan, data.y, operation);
+}  // namespace
+
+void check_input(const DataCheck& check, const ArrayView& x) {
+  const Plan& plan = check.plan;
+  expect<ValueError>(x.dimensions == 2, "[", check.operation, "] expected x of shape (n, ",
+                     plan.in_features, "), got ", shape_text(x),
+                     x.dimensions == 1 ? "; reshape one row with x.reshape(1, -1)" : "");
+  expect<ValueError>(x.cols == plan.in_features, "[", check.operation,
+                     "] expected x.shape[1] == ", plan.in_features, " (in_features), got ",
+                     shape_text(x));
+  expect<ValueError>(x.rows >= 1, "[", check.operation, "] expected at least one row, got ",
+                     shape_text(x));
+  if (!check.elements || !check.require_finite || is_integer(x.dtype)) return;
+  std::atomic<bool> finite = true;
+  scan_rows(x.rows, x.cols, check.threads, check.interrupt, check.operation, [&](Range rows) {
+    if (!cpu::kernels<float>().all_finite(x, rows)) finite = false;
+  });
+  if (!finite) check_elements(check, x, "x", "finite x", [](double v) { return std::isfinite(v); });
+}
+
+Targets check_data(const DataCheck& check, const Data& data) {
+  check_input(check, data.x);
+  if (data.weights.present()) check_weights(check, data.weights, data.x.rows);
+  const LossDescription::Kind kind = check.plan.description.loss.kind;
+  if (kind == LossDescription::Kind::kCustom) return Targets::kNone;
+  expect<ValueError>(data.y.present(), "[", check.operation, "] expected targets y, got none");
+  expect<ValueError>(data.y.rows == data.x.rows, "[", check.operation,
+                     "] expected len(y) == len(x) (", data.x.rows, "), got ", data.y.rows);
+  if (kind == LossDescription::Kind::kCrossEntropy)
+    return check_cross_entropy_target(check, data.y);
+  check_dense_target(check, data.y);
   return Targets::kDense;
 }
 
@@ -212,8 +241,8 @@ double row_weight(const Batch& batch, std::int64_t row) {
     weight = with_reader(data.weights.dtype,
                          [&](auto read) { return read(element(data.weights, row)); });
   if (batch.class_weights != nullptr) {
-    const auto label =
-        with_reader(data.y.dtype, [&](auto read) { return read(element(data.y, row)); });
+    const std::int64_t label =
+        with_reader(data.y.dtype, [&](auto read) { return label_at(read, batch, row); });
     weight *= (*batch.class_weights)[static_cast<std::size_t>(label)];
   }
   return static_cast<double>(static_cast<T>(weight));
@@ -237,7 +266,7 @@ void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
     if (batch.targets == Targets::kLabels)
       with_reader(data.y.dtype, [&](auto read) {
         for (std::int64_t r = rows.begin; r < rows.end; ++r)
-          workspace.labels[r] = static_cast<std::int64_t>(read(element(data.y, row_of(r))));
+          workspace.labels[r] = label_at(read, batch, row_of(r));
       });
     if (batch.weighted() || batch.fill_weights)
       for (std::int64_t r = rows.begin; r < rows.end; ++r)

@@ -1,10 +1,16 @@
 // Checks of a caller's data before anything is written, and the gathering of minibatches from it.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "core/arena.h"
+#include "core/error.h"
+#include "core/layout.h"
 #include "core/thread_pool.h"
 #include "network/plan.h"
 #include "network/workspace.h"
@@ -14,11 +20,74 @@ namespace thalweg {
 
 enum class Targets { kNone, kLabels, kDense };
 
-// Throws ValueError or TypeError that begins with [operation]. require_finite scans x.
-void check_input(const Plan& plan, const ArrayView& x, const std::string& operation,
-                 bool require_finite);
-Targets check_data(const Plan& plan, const Data& data, const std::string& operation,
-                   bool require_finite);
+// f(Range) for all rows of a large array, on some threads, until interrupt() answers true: then
+// Interrupted. Each range holds about kScanElements elements.
+inline constexpr std::int64_t kScanElements = std::int64_t{1} << 16;
+template <class F>
+void scan_rows(std::int64_t rows, std::int64_t cols, int threads, const Interrupt& interrupt,
+               const std::string& operation, F&& f) {
+  const std::int64_t part =
+      std::max<std::int64_t>(1, kScanElements / std::max<std::int64_t>(1, cols));
+  const std::int64_t parts = ceil_div(rows, part);
+  const bool interrupted = ThreadPool::shared().run(
+      static_cast<int>(std::min<std::int64_t>(threads, parts)),
+      [&](Team& team) {
+        team.for_each(parts,
+                      [&](std::int64_t i) { f(Range{i * part, std::min(rows, (i + 1) * part)}); });
+      },
+      interrupt);
+  if (interrupted) throw Interrupted(concat("[", operation, "] interrupted"));
+}
+
+// A copy of `rows` rows in the order row_of(0), row_of(1), ...: contiguous, same element type.
+class RowCopy {
+ public:
+  template <class RowOf>
+  RowCopy(const ArrayView& array, std::int64_t rows, RowOf row_of, int threads,
+          const Interrupt& interrupt)
+      : view_(array) {
+    if (!array.present()) return;
+    const std::int64_t item = item_size(array.dtype);
+    const std::int64_t row_bytes = array.cols * item;
+    bytes_ = Arena<std::byte>(element_count(rows, row_bytes));
+    scan_rows(rows, array.cols, threads, interrupt, "fit", [&](Range range) {
+      for (std::int64_t r = range.begin; r < range.end; ++r) {
+        const std::byte* from =
+            static_cast<const std::byte*>(array.data) + row_of(r) * array.row_stride;
+        std::byte* to = bytes_.data() + r * row_bytes;
+        if (array.col_stride == item || array.cols == 1) {
+          std::memcpy(to, from, static_cast<std::size_t>(row_bytes));
+          continue;
+        }
+        for (std::int64_t c = 0; c < array.cols; ++c, to += item)
+          std::memcpy(to, from + c * array.col_stride, static_cast<std::size_t>(item));
+      }
+    });
+    view_.data = bytes_.data();
+    view_.rows = rows;
+    view_.row_stride = row_bytes;
+    view_.col_stride = item;
+  }
+  const ArrayView& view() const { return view_; }
+
+ private:
+  ArrayView view_;
+  Arena<std::byte> bytes_;
+};
+
+// What a check of data runs with.
+struct DataCheck {
+  const Plan& plan;
+  std::string operation;        // begins the messages
+  bool require_finite = false;  // x
+  int threads = 1;
+  const Interrupt& interrupt;
+  bool elements = true;  // or shapes and types only
+};
+
+// Throw ValueError or TypeError, or Interrupted.
+void check_input(const DataCheck& check, const ArrayView& x);
+Targets check_data(const DataCheck& check, const Data& data);
 // Class weights go with integer labels; one finite weight >= 0 per output.
 void check_class_weights(const Plan& plan, const std::vector<double>& weights, Targets targets,
                          const std::string& operation);
@@ -31,6 +100,7 @@ struct Batch {
   const std::int64_t* index = nullptr;                 // rows of the data set, or
   std::int64_t first = 0;                              // its first row when they are consecutive
   std::int64_t rows = 0;
+  std::int64_t classes = 0;   // labels are below
   bool fill_weights = false;  // fill the row weights even when they are all one
 
   bool weighted() const { return data->weights.present() || class_weights != nullptr; }
@@ -40,7 +110,26 @@ struct Batch {
 template <class T>
 double row_weight(const Batch& batch, std::int64_t row);
 
-// Collective: fills value(0), labels or targets, and row weights of the workspace.
+// Sum of row_weight over row_of(0 .. rows), by row blocks, whose sums go to `blocks`.
+template <class T, class RowOf>
+double total_weight(const Batch& batch, RowOf row_of, double* blocks, int threads,
+                    const Interrupt& interrupt, const std::string& operation) {
+  const std::int64_t count = row_blocks_of(batch.rows);
+  scan_rows(count, kRowBlock, threads, interrupt, operation, [&](Range part) {
+    for (std::int64_t block = part.begin; block < part.end; ++block) {
+      const Range rows = row_block(block, batch.rows);
+      blocks[block] = 0.0;
+      for (std::int64_t r = rows.begin; r < rows.end; ++r)
+        blocks[block] += row_weight<T>(batch, row_of(r));
+    }
+  });
+  double total = 0.0;
+  for (std::int64_t block = 0; block < count; ++block) total += blocks[block];
+  return total;
+}
+
+// Collective: fills value(0), labels or targets, and row weights of the workspace. ValueError for
+// labels that the caller has changed to invalid ones since they were checked.
 template <class T>
 void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
             Workspace<T>& workspace);

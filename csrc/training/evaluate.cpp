@@ -11,8 +11,10 @@
 namespace thalweg {
 namespace {
 
-// Workspaces kept for later calls.
-constexpr std::size_t kPooledWorkspaces = 8;
+// Rows of one pass: whole row blocks, so that sums over rows do not depend on the batch size.
+std::int64_t inference_rows(std::int64_t rows, std::int64_t batch_size) {
+  return std::min(round_up(std::min(batch_size, rows), kRowBlock), rows);
+}
 
 }  // namespace
 
@@ -56,8 +58,7 @@ void TypedModel<T>::infer(const ArrayView& x, std::int64_t batch_size, const Int
                           const char* operation, Visit&& visit) const {
   expect<ValueError>(batch_size >= 1, "[", operation, "] expected batch_size >= 1, got ",
                      batch_size);
-  // Whole row blocks, so that sums over rows do not depend on the batch size.
-  const std::int64_t chunk = std::min(round_up(batch_size, kRowBlock), x.rows);
+  const std::int64_t chunk = inference_rows(x.rows, batch_size);
   const Lease workspace(*this, chunk, false);
   Executor<T> executor(plan_, parameters_, *workspace, kernels_);
   Data data;
@@ -100,14 +101,14 @@ double TypedModel<T>::call_custom_loss(Workspace<T>& workspace, int output, cons
 template <class T>
 Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
                                 const Interrupt& interrupt) const {
-  const Targets targets = check_data(plan_, data, "evaluate", false);
+  const Targets targets = check_data(data_check("evaluate", false, interrupt), data);
   const bool custom = plan_.description.loss.kind == LossDescription::Kind::kCustom;
   expect<ValueError>(
       !custom || custom_loss_,
       "[evaluate] expected a loss callable for a model with a custom loss, got none");
   expect<ValueError>(batch_size >= 1, "[evaluate] expected batch_size >= 1, got ", batch_size);
   const std::int64_t rows = data.x.rows;
-  const std::int64_t chunk = std::min(round_up(batch_size, kRowBlock), rows);
+  const std::int64_t chunk = inference_rows(rows, batch_size);
   const Lease workspace(*this, chunk, false);
   Executor<T> executor(plan_, parameters_, *workspace, kernels_);
   LossTotals sum;
@@ -117,6 +118,7 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
     batch.targets = targets;
     batch.first = first;
     batch.rows = std::min(chunk, rows - first);
+    batch.classes = plan_.out_features;
     workspace->set_rows(batch.rows);
     const bool interrupted = ThreadPool::shared().run(
         threads_for(batch.rows, 1.0),
@@ -143,7 +145,7 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
 template <class T>
 void TypedModel<T>::predict(const ArrayView& x, std::int64_t batch_size, void* out,
                             const Interrupt& interrupt) const {
-  check_input(plan_, x, "predict", false);
+  check_input(data_check("predict", false, interrupt), x);
   const std::int64_t width = plan_.out_features;
   infer(x, batch_size, interrupt, "predict",
         [&](Team& team, const Executor<T>& executor, Workspace<T>& workspace, const Batch& batch) {
@@ -160,7 +162,7 @@ void TypedModel<T>::predict(const ArrayView& x, std::int64_t batch_size, void* o
 template <class T>
 void TypedModel<T>::predict_probabilities(const ArrayView& x, std::int64_t batch_size, void* out,
                                           const Interrupt& interrupt) const {
-  check_input(plan_, x, "predict_proba", false);
+  check_input(data_check("predict_proba", false, interrupt), x);
   const LossDescription& loss = plan_.description.loss;
   const bool softmax = loss.kind == LossDescription::Kind::kCrossEntropy;
   const bool elementwise = loss.kind == LossDescription::Kind::kElementwise;
@@ -189,9 +191,9 @@ void TypedModel<T>::predict_probabilities(const ArrayView& x, std::int64_t batch
 }
 
 template <class T>
-void TypedModel<T>::activations(const ArrayView& x, bool training,
-                                const std::vector<void*>& out) const {
-  check_input(plan_, x, "activations", false);
+void TypedModel<T>::activations(const ArrayView& x, bool training, const std::vector<void*>& out,
+                                const Interrupt& interrupt) const {
+  check_input(data_check("activations", false, interrupt), x);
   expect<ValueError>(out.size() == plan_.layers.size(), "[activations] expected ",
                      plan_.layers.size(), " outputs, one per layer, got ", out.size());
   if (training) check_batch(x.rows, "activations");
@@ -210,22 +212,28 @@ void TypedModel<T>::activations(const ArrayView& x, bool training,
   pass.seed = plan.description.seed;
   pass.step = static_cast<std::uint64_t>(cursor_.steps);
   pass.total_weight = static_cast<double>(x.rows);
-  ThreadPool::shared().run(threads_for(x.rows, 1.0), [&](Team& team) {
-    gather(team, batch, kernels_, workspace);
-    executor.forward(team, pass);
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      const Panels<T> value = workspace.value(executor.resolve(plan.layers[i].buffer, pass.mode));
-      team.for_each(row_blocks_of(value.rows), [&](std::int64_t block) {
-        kernels_.scatter(value, row_block(block, value.rows), static_cast<T*>(out[i]), value.width);
-      });
-    }
-  });
+  const bool interrupted = ThreadPool::shared().run(
+      threads_for(x.rows, 1.0),
+      [&](Team& team) {
+        gather(team, batch, kernels_, workspace);
+        executor.forward(team, pass);
+        for (std::size_t i = 0; i < out.size(); ++i) {
+          const Panels<T> value =
+              workspace.value(executor.resolve(plan.layers[i].buffer, pass.mode));
+          team.for_each(row_blocks_of(value.rows), [&](std::int64_t block) {
+            kernels_.scatter(value, row_block(block, value.rows), static_cast<T*>(out[i]),
+                             value.width);
+          });
+        }
+      },
+      interrupt);
+  if (interrupted) throw Interrupted("[activations] interrupted");
 }
 
 template <class T>
 Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions& options,
                                          void* gradient, void* input_gradient) const {
-  const Targets targets = check_data(plan_, data, "loss_and_grad", false);
+  const Targets targets = check_data(data_check("loss_and_grad", false, options.interrupt), data);
   if (options.training) check_batch(data.x.rows, "loss_and_grad");
   const bool custom = plan_.description.loss.kind == LossDescription::Kind::kCustom;
   const CustomLoss& custom_loss = options.custom_loss ? options.custom_loss : custom_loss_;
@@ -237,16 +245,17 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
   batch.data = &data;
   batch.targets = targets;
   batch.rows = rows;
+  batch.classes = plan_.out_features;
   batch.fill_weights = options.training && plan_.has_weighted_batch_norm();
-  double weight = static_cast<double>(rows);
-  if (batch.weighted()) {
-    weight = 0.0;
-    for (std::int64_t r = 0; r < rows; ++r) weight += row_weight<T>(batch, r);
-  }
-  if (options.training) check_total_weight(weight, "loss_and_grad");
-
   const bool with_gradient = gradient != nullptr || input_gradient != nullptr;
   const Lease workspace(*this, rows, with_gradient);
+  double weight = static_cast<double>(rows);
+  if (batch.weighted())
+    weight = total_weight<T>(
+        batch, [](std::int64_t r) { return r; }, workspace->block_weights.data(), threads_,
+        options.interrupt, "loss_and_grad");
+  if (options.training) check_total_weight(weight, "loss_and_grad");
+
   const Parameters<T>& parameters = input_gradient ? with_fresh_transposed() : parameters_;
   Executor<T> executor(plan_, parameters, *workspace, kernels_);
   Pass pass;
@@ -266,8 +275,8 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
     if (!with_gradient) return;
     executor.backward(team, pass);
     if (gradient)
-      team.for_each(static_cast<std::int64_t>(plan_.updates.size()), [&](std::int64_t u) {
-        write_gradient(executor, plan_.updates[u], false, gradients.data());
+      team.for_each(static_cast<std::int64_t>(updates_.size()), [&](std::int64_t u) {
+        write_gradient(executor, updates_[u], false, gradients.data());
       });
     if (input_gradient) {
       const Panels<T> dx = workspace->gradient(0);
@@ -306,8 +315,8 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
       const;                                                                                     \
   template void TypedModel<T>::predict_probabilities(const ArrayView&, std::int64_t, void*,      \
                                                      const Interrupt&) const;                    \
-  template void TypedModel<T>::activations(const ArrayView&, bool, const std::vector<void*>&)    \
-      const;                                                                                     \
+  template void TypedModel<T>::activations(const ArrayView&, bool, const std::vector<void*>&,    \
+                                           const Interrupt&) const;                              \
   template Metrics TypedModel<T>::loss_and_gradient(const Data&, const GradientOptions&, void*,  \
                                                     void*) const;                                \
   template double TypedModel<T>::call_custom_loss(Workspace<T>&, int, const CustomLoss&, double) \

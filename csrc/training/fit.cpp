@@ -6,7 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "training/typed_model.h"
@@ -17,37 +17,6 @@ namespace {
 // Updates of more flops than this per thread (about 100 ms) keep gradient and optimizer apart, so
 // that an interrupt can still discard them.
 constexpr double kFusedFlops = 5e9;
-
-// A copy of the rows in the given order: contiguous, same element type.
-class Stacked {
- public:
-  Stacked(const ArrayView& array, const Order& order) : view_(array) {
-    if (!array.present()) return;
-    const std::int64_t item = item_size(array.dtype);
-    const std::int64_t row_bytes = array.cols * item;
-    bytes_.resize(static_cast<std::size_t>(array.rows * row_bytes));
-    std::byte* to = bytes_.data();
-    for (std::int64_t r = 0; r < array.rows; ++r) {
-      const std::byte* from =
-          static_cast<const std::byte*>(array.data) + order(r) * array.row_stride;
-      if (array.col_stride == item || array.cols == 1) {
-        std::memcpy(to, from, static_cast<std::size_t>(row_bytes));
-        to += row_bytes;
-        continue;
-      }
-      for (std::int64_t c = 0; c < array.cols; ++c, to += item)
-        std::memcpy(to, from + c * array.col_stride, static_cast<std::size_t>(item));
-    }
-    view_.data = bytes_.data();
-    view_.row_stride = row_bytes;
-    view_.col_stride = item;
-  }
-  const ArrayView& view() const { return view_; }
-
- private:
-  ArrayView view_;
-  std::vector<std::byte> bytes_;
-};
 
 double improvement(const EarlyStopping& rule, const EpochRecord& epoch) {
   switch (rule.monitor) {
@@ -176,8 +145,8 @@ void TypedModel<T>::fail_loss(double loss) const {
 template <class T>
 void TypedModel<T>::fail_gradient() const {
   std::string layer;
-  for (std::size_t i = 0; i < plan_.updates.size() && layer.empty(); ++i) {
-    const UpdateTask& task = plan_.updates[i];
+  for (std::size_t i = 0; i < updates_.size() && layer.empty(); ++i) {
+    const UpdateTask& task = updates_[i];
     if (!optimizer_.frozen(task.tensor) &&
         !kernels_.finite(gradients_.data() + arena_offset(task), arena_count(task)))
       layer = plan_.nodes[task.node].layer;
@@ -211,6 +180,8 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
   part_weights_.assign(parts.size(), 0.0);
   std::int64_t rows = 0;
   std::int64_t most_rows = 0;
+  for (const Part& part : parts) most_rows = std::max(most_rows, part.rows);
+  reserve_workspace(most_rows);
   double weight = 0.0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Batch& batch = batches_[i];
@@ -220,20 +191,18 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
     batch.first = parts[i].position;
     batch.rows = parts[i].rows;
     batch.fill_weights = plan_.has_weighted_batch_norm();
+    batch.classes = plan_.out_features;
     rows += batch.rows;
-    most_rows = std::max(most_rows, batch.rows);
     part_weights_[i] = static_cast<double>(batch.rows);
-    if (batch.weighted()) {
-      part_weights_[i] = 0.0;
-      for (std::int64_t r = 0; r < batch.rows; ++r)
-        part_weights_[i] += row_weight<T>(batch, order(batch.first + r));
-    }
+    if (batch.weighted())
+      part_weights_[i] = total_weight<T>(
+          batch, [&](std::int64_t r) { return order(batch.first + r); },
+          workspace_->block_weights.data(), threads_, interrupt, "fit");
     weight += part_weights_[i];
   }
   if (!(weight > 0.0)) return outcome;  // nothing counts: nothing to learn from
   for (const double part : part_weights_) check_total_weight(part, "fit");
 
-  reserve_workspace(most_rows);
   const bool custom = static_cast<bool>(custom_loss);
   const bool keep_gradients = plan_.description.clip_norm.has_value() ||
                               plan_.description.check_finite == CheckFinite::kGradients;
@@ -252,7 +221,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
   else if (averaging.kind == Averaging::Kind::kPolyak && cursor_.steps >= averaging.start)
     average_weight_ = 1.0 / static_cast<double>(averaged_ + 1);
 
-  const auto tasks = static_cast<std::int64_t>(plan_.updates.size());
+  const auto tasks = static_cast<std::int64_t>(updates_.size());
   ThreadPool& pool = ThreadPool::shared();
   Executor<T> executor(plan_, parameters_, *workspace_, kernels_);
   std::atomic<std::int64_t> skipped{0};
@@ -302,15 +271,15 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
       team.single([&] { stage_running_statistics(pass); });
       if (!fused) {
         team.for_each(tasks, [&](std::int64_t u) {
-          if (!optimizer_.frozen(plan_.updates[u].tensor))
-            write_gradient(executor, plan_.updates[u], i > 0, gradients_.data());
+          if (!optimizer_.frozen(updates_[u].tensor))
+            write_gradient(executor, updates_[u], i > 0, gradients_.data());
         });
         return;
       }
       if (!commit(team)) return;
       alignas(64) T tile[kTile];
       team.for_each(tasks, [&](std::int64_t u) {
-        const UpdateTask& task = plan_.updates[u];
+        const UpdateTask& task = updates_[u];
         if (optimizer_.frozen(task.tensor)) {
           update_range(task, nullptr);
         } else if (plan_.tensors[task.tensor].is_weight()) {
@@ -356,7 +325,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
         [&](Team& team) {
           if (keep_gradients) {
             team.for_each(tasks, [&](std::int64_t u) {
-              const UpdateTask& task = plan_.updates[u];
+              const UpdateTask& task = updates_[u];
               task_norms_[u] = optimizer_.frozen(task.tensor)
                                    ? 0.0
                                    : kernels_.sum_of_squares(gradients_.data() + arena_offset(task),
@@ -372,7 +341,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
           const double limit = plan_.description.clip_norm.value_or(0.0);
           const bool clip = plan_.description.clip_norm.has_value() && norm > limit;
           team.for_each(tasks, [&](std::int64_t u) {
-            const UpdateTask& task = plan_.updates[u];
+            const UpdateTask& task = updates_[u];
             const bool frozen = optimizer_.frozen(task.tensor);
             T* gradient = frozen ? nullptr : gradients_.data() + arena_offset(task);
             if (clip && !frozen) kernels_.scale(gradient, limit / norm, arena_count(task));
@@ -397,7 +366,7 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
 template <class T>
 StepRecord TypedModel<T>::step(const Data& data, const Interrupt& interrupt,
                                const CustomLoss& custom_loss) {
-  const Targets targets = check_data(plan_, data, "step", true);
+  const Targets targets = check_data(data_check("step", true, interrupt), data);
   check_batch(data.x.rows, "step");
   const CustomLoss& custom = custom_loss ? custom_loss : custom_loss_;
   expect<ValueError>(plan_.description.loss.kind != LossDescription::Kind::kCustom || custom,
@@ -415,21 +384,25 @@ StepRecord TypedModel<T>::step(const Data& data, const Interrupt& interrupt,
 }
 
 template <class T>
-FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
-  // ---- everything that can be wrong, before anything is written
-  const Targets targets = check_data(plan_, data, "fit", true);
-  const std::int64_t rows = data.x.rows;
-  const std::int64_t batch_size = options.batch_size == 0 ? rows : options.batch_size;
+Targets TypedModel<T>::checked_targets(const Data& data, const FitOptions& options) const {
+  const auto check = [&](const char* operation, const Data& checked) {
+    DataCheck run = data_check(operation, true, options.interrupt);
+    run.elements = !options.data_checked;
+    return check_data(run, checked);
+  };
+  const Targets targets = check("fit", data);
   expect<ValueError>(options.epochs >= 0, "[fit] expected epochs >= 0, got ", options.epochs);
-  expect<ValueError>(batch_size >= 1, "[fit] expected batch_size >= 1, got ", batch_size);
+  expect<ValueError>(options.batch_size >= 0, "[fit] expected batch_size >= 1, or 0 for all rows, ",
+                     "got ", options.batch_size);
   expect<ValueError>(options.accumulate >= 1, "[fit] expected accumulate >= 1, got ",
                      options.accumulate);
   expect<ValueError>(!options.max_steps || *options.max_steps >= 0,
                      "[fit] expected max_steps >= 0, got ", options.max_steps.value_or(0));
-  check_batch(std::min(batch_size, rows), "fit");
+  check_batch(options.batch_size == 0 ? data.x.rows : std::min(options.batch_size, data.x.rows),
+              "fit");
   check_class_weights(plan_, options.class_weights, targets, "fit");
   const bool validate = options.validation.x.present();
-  if (validate) check_data(plan_, options.validation, "fit, validation data", true);
+  if (validate) check("fit, validation data", options.validation);
   if (options.early_stopping) {
     const EarlyStopping& rule = *options.early_stopping;
     expect<ValueError>(rule.patience >= 0, "[fit] expected patience >= 0, got ", rule.patience);
@@ -442,22 +415,34 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
   }
   expect<ValueError>(plan_.description.loss.kind != LossDescription::Kind::kCustom || custom_loss_,
                      "[fit] expected a loss callable for a model with a custom loss, got none");
+  return targets;
+}
+
+template <class T>
+FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
+  const Targets targets = checked_targets(data, options);  // before anything is written
+  const std::int64_t rows = data.x.rows;
+  const std::int64_t batch_size =
+      options.batch_size == 0 ? rows : std::min(options.batch_size, rows);
+  const std::int64_t accumulate = std::min(options.accumulate, ceil_div(rows, batch_size));
+  const bool validate = options.validation.x.present();
   const CustomLoss& custom =
       plan_.description.loss.kind == LossDescription::Kind::kCustom ? custom_loss_ : CustomLoss();
   const std::vector<double>* class_weights =
       options.class_weights.empty() ? nullptr : &options.class_weights;
 
-  const bool stack = options.shuffle == Shuffle::kStack;
+  // A custom loss sees the caller's row numbers, so it reads through the order instead of a copy.
+  const bool stack = options.shuffle == Shuffle::kStack && !custom;
   const Order stacking(Shuffle::kStack, rows, plan_.description.seed, 0);
-  const Stacked x(stack ? data.x : ArrayView{}, stacking);
-  const Stacked y(stack ? data.y : ArrayView{}, stacking);
-  const Stacked w(stack ? data.weights : ArrayView{}, stacking);
+  const auto stacked = [&](const ArrayView& array) {
+    return RowCopy(stack ? array : ArrayView{}, rows, stacking, threads_, options.interrupt);
+  };
+  const RowCopy x = stacked(data.x), y = stacked(data.y), w = stacked(data.weights);
   const Data source = stack ? Data{x.view(), y.view(), w.view()} : data;
-  // A custom loss sees the caller's row numbers, so it reads through the order instead of the copy.
-  const bool through_order = stack && static_cast<bool>(custom);
+  reserve_workspace(batch_size);
 
   if (cursor_.rows != rows || cursor_.batch_size != batch_size ||
-      cursor_.accumulate != options.accumulate || cursor_.shuffle != options.shuffle)
+      cursor_.accumulate != accumulate || cursor_.shuffle != options.shuffle)
     cursor_.position = 0;
   if (cursor_.position == 0) {
     cursor_.loss = cursor_.hits = cursor_.weight = 0.0;
@@ -465,22 +450,20 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
   }
   cursor_.rows = rows;
   cursor_.batch_size = batch_size;
-  cursor_.accumulate = options.accumulate;
+  cursor_.accumulate = accumulate;
   cursor_.shuffle = options.shuffle;
-  cursor_.steps_per_epoch =
-      static_cast<double>(ceil_div(ceil_div(rows, batch_size), options.accumulate));
+  cursor_.steps_per_epoch = static_cast<double>(ceil_div(ceil_div(rows, batch_size), accumulate));
 
   FitResult result;
   result.stopped_because = "epochs";
   std::int64_t steps_left = options.max_steps.value_or(std::numeric_limits<std::int64_t>::max());
   std::optional<double> best;
-  std::int64_t best_epoch = 0;
+  std::int64_t waits_since = cursor_.epochs;  // the epoch of the best score, or the start
   std::unique_ptr<Parameters<T>> best_parameters;
   std::vector<Part> parts;
   bool go_on = true;
-  const auto stop = [&](const char* reason) {
-    go_on = false;
-    result.stopped_because = reason;
+  const auto stop = [&](const char* reason) {  // the first reason counts
+    if (std::exchange(go_on, false)) result.stopped_because = reason;
   };
 
   for (std::int64_t e = 0; e < options.epochs && go_on; ++e) {
@@ -492,14 +475,14 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
     const std::int64_t first_position = cursor_.position;
     EpochRecord record;
     record.epoch = cursor_.epochs + 1;
-    const Shuffle shuffle = stack && !through_order ? Shuffle::kNone : options.shuffle;
-    const Order order(shuffle, rows, plan_.description.seed, cursor_.epochs);
+    const Order order(stack ? Shuffle::kNone : options.shuffle, rows, plan_.description.seed,
+                      cursor_.epochs);
 
     while (cursor_.position < rows && go_on) {
       parts.clear();
       std::int64_t position = cursor_.position;
       std::int64_t lone_rows = 0;
-      while (position < rows && static_cast<std::int64_t>(parts.size()) < options.accumulate) {
+      while (position < rows && static_cast<std::int64_t>(parts.size()) < accumulate) {
         const std::int64_t size = std::min(batch_size, rows - position);
         if (size == 1 && plan_.has_batch_norm())
           ++lone_rows;
@@ -509,8 +492,7 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
       }
       Outcome outcome;
       if (!parts.empty())
-        outcome = update(through_order ? data : source, targets, class_weights, order, parts,
-                         options.interrupt, custom);
+        outcome = update(source, targets, class_weights, order, parts, options.interrupt, custom);
       const bool updated = outcome.totals.weight > 0.0;
       cursor_.position = position;
       cursor_.skipped_rows += lone_rows;
@@ -557,29 +539,29 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
     if (options.early_stopping) {
       const EarlyStopping& rule = *options.early_stopping;
       const double score = improvement(rule, record);
-      if (!best || score > *best + rule.min_delta) {
+      // NaN is no score to compare with.
+      if (!std::isnan(score) && (!best || score > *best + rule.min_delta)) {
         best = score;
-        best_epoch = record.epoch;
+        result.best_epoch = waits_since = record.epoch;
         if (rule.restore_best) {
           if (!best_parameters) best_parameters = std::make_unique<Parameters<T>>(plan_);
           with_fresh_transposed();
           best_parameters->copy_from(parameters_);
         }
-      } else if (record.epoch - best_epoch >= std::max<std::int64_t>(1, rule.patience)) {
+      } else if (record.epoch - waits_since >= std::max<std::int64_t>(1, rule.patience)) {
         stop("early_stopping");
       }
     }
     if (options.stop_at_loss && record.train.loss < *options.stop_at_loss) stop("stop_at_loss");
   }
   if (best_parameters) parameters_.copy_from(*best_parameters);
-  result.best_epoch = best_epoch;
   return result;
 }
 
 template <class T>
 void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batch_size,
                                            const Interrupt& interrupt) {
-  check_input(plan_, x, "recalibrate_batch_norm", true);
+  check_input(data_check("recalibrate_batch_norm", true, interrupt), x);
   expect<ValueError>(batch_size >= 1, "[recalibrate_batch_norm] expected batch_size >= 1, got ",
                      batch_size);
   if (!plan_.has_batch_norm()) return;
@@ -633,6 +615,7 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
 
 #define TW_INSTANTIATE(T)                                                                       \
   template FitResult TypedModel<T>::fit(const Data&, const FitOptions&);                        \
+  template Targets TypedModel<T>::checked_targets(const Data&, const FitOptions&) const;        \
   template StepRecord TypedModel<T>::step(const Data&, const Interrupt&, const CustomLoss&);    \
   template void TypedModel<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,           \
                                                       const Interrupt&);                        \

@@ -78,12 +78,14 @@ struct FitOptions {
   std::function<bool(const StepRecord&)> on_step;
   std::int64_t every = 0;
   Interrupt interrupt;
+  bool data_checked = false;  // check_fit has looked at every element of the data before
 };
 
 struct FitResult {
   std::vector<EpochRecord> epochs;
-  std::string
-      stopped_because;  // "epochs", "max_steps", "early_stopping", "stop_at_loss", "callback"
+  // "epochs", "max_steps", "early_stopping", "stop_at_loss", "callback"; of a member of a
+  // population also "non_finite"
+  std::string stopped_because;
   std::int64_t best_epoch = 0;  // with early stopping
 };
 
@@ -126,6 +128,8 @@ class TW_INTERNAL_API Model {
   virtual const Description& description() const = 0;
   virtual std::string device() const = 0;
   virtual int threads() const = 0;
+  // Of them, those that a training step on that many rows makes use of.
+  virtual int useful_threads(std::int64_t rows) const = 0;
   virtual std::int64_t out_features() const = 0;
   virtual const std::vector<TensorInfo>& tensors() const = 0;  // trainable, checkpoint order
   virtual const std::vector<LayerInfo>& layers() const = 0;
@@ -136,6 +140,8 @@ class TW_INTERNAL_API Model {
 
   // ---- training. Calls that write are exclusive: the caller serializes them.
   virtual FitResult fit(const Data& data, const FitOptions& options) = 0;
+  // Throws what fit would throw before it writes anything.
+  virtual void check_fit(const Data& data, const FitOptions& options) const = 0;
   virtual StepRecord step(const Data& data, const Interrupt& interrupt = {},
                           const CustomLoss& custom_loss = {}) = 0;
   virtual void set_custom_loss(CustomLoss loss) = 0;  // for fit and evaluate
@@ -155,8 +161,8 @@ class TW_INTERNAL_API Model {
   virtual void predict_probabilities(const ArrayView& x, std::int64_t batch_size, void* out,
                                      const Interrupt& interrupt = {}) const = 0;
   // Outputs of every top-level layer for one batch: out[i] is row-major [rows, layer i's width].
-  virtual void activations(const ArrayView& x, bool training,
-                           const std::vector<void*>& out) const = 0;
+  virtual void activations(const ArrayView& x, bool training, const std::vector<void*>& out,
+                           const Interrupt& interrupt = {}) const = 0;
   // gradient (canonical flat) and input_gradient ([rows, in]) may be null.
   virtual Metrics loss_and_gradient(const Data& data, const GradientOptions& options,
                                     void* gradient, void* input_gradient) const = 0;

@@ -29,12 +29,17 @@ std::unique_ptr<Model> make(const Description& description, int threads) {
 
 }  // namespace
 
+int resolve_threads(int threads) {
+  expect<ValueError>(threads >= 0 && threads <= ThreadPool::kMaxThreads,
+                     "[model] expected threads in [0, ", int{ThreadPool::kMaxThreads}, "], got ",
+                     threads);
+  return threads > 0 ? threads : ThreadPool::default_threads();
+}
+
 std::unique_ptr<Model> Model::create(const Description& description, const std::string& device,
                                      int threads) {
   resolve_device(device);
-  expect<ValueError>(threads >= 0 && threads <= ThreadPool::kMaxThreads,
-                     "[model] expected threads in [0, ", ThreadPool::kMaxThreads, "], got ",
-                     threads);
+  threads = resolve_threads(threads);
   return description.dtype == DType::kFloat64 ? make<double>(description, threads)
                                               : make<float>(description, threads);
 }
@@ -42,10 +47,11 @@ std::unique_ptr<Model> Model::create(const Description& description, const std::
 template <class T>
 TypedModel<T>::TypedModel(const Description& description, int threads)
     : plan_(compile(description)),
-      threads_(threads > 0 ? threads : ThreadPool::default_threads()),
+      threads_(threads),
       kernels_(cpu::kernels<T>()),
       parameters_(plan_),
-      optimizer_(plan_, plan_.description.optimizer) {
+      optimizer_(plan_, plan_.description.optimizer),
+      updates_(list_updates(plan_)) {
   expect<ValueError>(plan_.description.loss.kind != LossDescription::Kind::kCrossEntropy ||
                          plan_.out_features >= 2,
                      "[model] expected at least 2 outputs for cross_entropy, got ",
@@ -69,7 +75,8 @@ TypedModel<T>::TypedModel(const Description& description, int threads)
     if (node.weight >= 0) keeps_transposed_[node.weight] = plan_.buffers[node.input].needs_gradient;
   staged_state_ = Arena<T>(plan_.state_size);
   staged_batches_.assign(plan_.states.size(), 0);
-  task_norms_ = Arena<double>(static_cast<std::int64_t>(plan_.updates.size()));
+  task_norms_ = Arena<double>(static_cast<std::int64_t>(updates_.size()));
+  pool_.reserve(kPooledWorkspaces);
   if (plan_.description.averaging.kind != Averaging::Kind::kNone)
     average_ = Arena<T>(plan_.arena_size);
   reset();
@@ -108,7 +115,8 @@ void TypedModel<T>::reset() {
 template <class T>
 void TypedModel<T>::set_optimizer(const OptimizerDescription& optimizer) {
   Optimizer<T> replacement(plan_, optimizer);
-  plan_.description.optimizer = optimizer;
+  OptimizerDescription description = optimizer;
+  plan_.description.optimizer = std::move(description);  // nothing can fail from here on
   optimizer_ = std::move(replacement);
   cursor_.updates = 0;
 }
@@ -180,6 +188,9 @@ void TypedModel<T>::set_parameters(const void* in) {
 
 template <class T>
 void TypedModel<T>::get_theta(void* out) const {
+  // Stored and current point are one until momentum moves them apart.
+  if (cursor_.updates == 0 || !optimizer_looks_ahead(plan_.description.optimizer.optimizer))
+    return get_parameters(out);
   Arena<T> theta(plan_.arena_size);
   optimizer_.theta(kernels_, cursor_.updates, cursor_.steps_per_epoch, parameters_.values.data(),
                    theta.data());

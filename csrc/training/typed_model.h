@@ -24,9 +24,9 @@ struct CheckpointFile;
 
 // Where training stands in the data.
 struct Cursor {
-  std::int64_t steps = 0;   // updates done
+  std::int64_t steps = 0;    // updates done
   std::int64_t updates = 0;  // of them by the present optimizer: its t and its schedules' k
-  std::int64_t epochs = 0;  // complete epochs
+  std::int64_t epochs = 0;   // complete epochs
   // Of the epoch in progress; valid for the same rows, batch size and order only.
   std::int64_t position = 0;  // rows already visited
   std::int64_t rows = 0;
@@ -40,6 +40,9 @@ struct Cursor {
   double steps_per_epoch = 0.0;  // of the last fit
 };
 
+// What a caller asked for, or the default for 0; ValueError out of range.
+int resolve_threads(int threads);
+
 template <class T>
 class TypedModel final : public Model {
  public:
@@ -49,6 +52,7 @@ class TypedModel final : public Model {
   const Description& description() const override { return plan_.description; }
   std::string device() const override { return "cpu"; }
   int threads() const override { return threads_; }
+  int useful_threads(std::int64_t rows) const override { return threads_for(rows, 3.0); }
   std::int64_t out_features() const override { return plan_.out_features; }
   const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   const std::vector<LayerInfo>& layers() const override { return layers_; }
@@ -58,6 +62,9 @@ class TypedModel final : public Model {
   std::string plan_summary() const override { return plan_.summary(); }
 
   FitResult fit(const Data& data, const FitOptions& options) override;
+  void check_fit(const Data& data, const FitOptions& options) const override {
+    checked_targets(data, options);
+  }
   StepRecord step(const Data& data, const Interrupt& interrupt,
                   const CustomLoss& custom_loss) override;
   void set_custom_loss(CustomLoss loss) override { custom_loss_ = std::move(loss); }
@@ -72,7 +79,8 @@ class TypedModel final : public Model {
                const Interrupt& interrupt) const override;
   void predict_probabilities(const ArrayView& x, std::int64_t batch_size, void* out,
                              const Interrupt& interrupt) const override;
-  void activations(const ArrayView& x, bool training, const std::vector<void*>& out) const override;
+  void activations(const ArrayView& x, bool training, const std::vector<void*>& out,
+                   const Interrupt& interrupt) const override;
   Metrics loss_and_gradient(const Data& data, const GradientOptions& options, void* gradient,
                             void* input_gradient) const override;
 
@@ -108,6 +116,8 @@ class TypedModel final : public Model {
   };
 
   // fit.cpp
+  // The kind of the targets, after all checks of fit.
+  Targets checked_targets(const Data& data, const FitOptions& options) const;
   Outcome update(const Data& data, Targets targets, const std::vector<double>* class_weights,
                  const Order& order, const std::vector<Part>& parts, const Interrupt& interrupt,
                  const CustomLoss& custom_loss);
@@ -133,7 +143,8 @@ class TypedModel final : public Model {
   bool has_accuracy() const;
 
   // evaluate.cpp
-  class Lease;  // a workspace out of the pool
+  class Lease;                                         // a workspace out of the pool
+  static constexpr std::size_t kPooledWorkspaces = 8;  // kept for later calls
   // visit(team, executor, first, rows) after the inference pass over each chunk of rows.
   template <class Visit>
   void infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
@@ -143,6 +154,10 @@ class TypedModel final : public Model {
   // gradient when the workspace has gradients.
   double call_custom_loss(Workspace<T>& workspace, int output, const CustomLoss& loss,
                           double scale) const;
+  DataCheck data_check(const char* operation, bool require_finite,
+                       const Interrupt& interrupt) const {
+    return {plan_, operation, require_finite, threads_, interrupt};
+  }
   int threads_for(std::int64_t rows, double passes) const;
   const Parameters<T>& with_fresh_transposed() const;
 
@@ -151,6 +166,7 @@ class TypedModel final : public Model {
   const cpu::Kernels<T>& kernels_;
   mutable Parameters<T> parameters_;  // mutable: the transposed copies are refreshed on demand
   Optimizer<T> optimizer_;
+  std::vector<UpdateTask> updates_;
   Cursor cursor_;
   CustomLoss custom_loss_;
   Arena<T> average_;
@@ -171,7 +187,7 @@ class TypedModel final : public Model {
   std::vector<bool> keeps_transposed_;  // by tensor: maintained by every step
 
   mutable std::mutex pool_mutex_;
-  mutable std::vector<std::unique_ptr<Workspace<T>>> pool_;
+  mutable std::vector<std::unique_ptr<Workspace<T>>> pool_;  // never grows past its capacity
   mutable std::mutex transposed_mutex_;
   mutable bool transposed_stale_ = false;
 };

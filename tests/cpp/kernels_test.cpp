@@ -1052,7 +1052,7 @@ void test_optimizers(const Kernels<T>& kernels) {
   for (int id = 0; id < kOptimizerCount; ++id) {
     const std::string name = concat("optimizer_step ", optimizer_name(id));
     double hyper[3][kMaxHyperParameters];
-    double coefficients[3 * cpu::kMaxCoefficients] = {};
+    double coefficients[3 * kMaxCoefficients] = {};
     const HyperTable table = optimizer_hyper(id);
     Buffer<T> p(count);
     Buffer<T> g(count);
@@ -1076,7 +1076,7 @@ void test_optimizers(const Kernels<T>& kernels) {
         for (int i = 0; i < table.count; ++i) hyper[group][i] = table[i].default_value;
         hyper[group][0] *= 1.0 + group;
         optimizer_coefficients(id, hyper[group], hyper[group], t,
-                               coefficients + group * cpu::kMaxCoefficients);
+                               coefficients + group * kMaxCoefficients);
       }
       for (int64_t i = 0; i < count; ++i) g[i] = static_cast<T>(random.normal());
       int64_t bad = 0;
@@ -1094,7 +1094,7 @@ void test_optimizers(const Kernels<T>& kernels) {
         const std::size_t j = static_cast<std::size_t>(i);
         dispatch_optimizer(id, [&](auto optimizer) {
           const typename decltype(optimizer)::template Update<double> rule(
-              coefficients + group * cpu::kMaxCoefficients);
+              coefficients + group * kMaxCoefficients);
           rule(want[j], static_cast<double>(g[i]), w0[j], w1[j]);
         });
       }
@@ -1112,7 +1112,7 @@ void test_optimizers(const Kernels<T>& kernels) {
     kernels.optimizer_theta(id, step, theta.data());
     bool good = theta.intact();
     for (int64_t i = 0; i < count; ++i) {
-      const double* const c = coefficients + groups[i / kGroupBlock] * cpu::kMaxCoefficients;
+      const double* const c = coefficients + groups[i / kGroupBlock] * kMaxCoefficients;
       double expected = static_cast<double>(p[i]);
       dispatch_optimizer(id, [&](auto optimizer) {
         using Optimizer = decltype(optimizer);

@@ -439,7 +439,7 @@ class Hyper {
 
 // ---- Optimizers
 
-// Parameters whose names match a shell pattern ("*.bias"); the last match wins.
+// Parameters whose names match a shell pattern ("*.bias"); the first match wins.
 struct Group {
   std::string match;
   double lr_scale = 1.0;

@@ -46,7 +46,8 @@ struct AdamW {
     TW_HD void operator()(T& p, T g, T& s, T& r) const {
       s = exponential_average(s, weight1, g);
       r = exponential_average(r, weight2, g * g);
-      p = madd(-step_size, s / madd(sqrt(r), root_scale, delta), decay(p, shrinkage));
+      // One rounding of p: that of a separate decay hardly changes from step to step and adds up.
+      p = p + madd(-step_size, s / madd(sqrt(r), root_scale, delta), -shrinkage * p);
     }
   };
 };

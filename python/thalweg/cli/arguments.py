@@ -89,7 +89,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> No
         action="append",
         default=[],
         metavar="COLUMN",
-        help="numbers that are codes",
+        help="codes, not numbers",
     )
     group.add_argument(
         "--impute", action="store_true", help="replace missing numbers by the column's mean"
@@ -107,9 +107,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--hidden", type=widths, metavar="W,W", help="widths (default: 256,256)")
     group.add_argument(
-        "--activation",
-        choices=("relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh", "softplus"),
-        help="default: relu",
+        "--activation", metavar="NAME", help="relu, gelu, tanh, ... of thalweg.nn (default: relu)"
     )
     group.add_argument("--no-batch-norm", action="store_true", help="plain layers with biases")
     group.add_argument("--dropout", type=fraction, metavar="P", help="default: 0")
@@ -118,23 +116,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epochs", type=positive_integer, default=30, metavar="N", help="in all (default: 30)"
     )
+    group.add_argument("--batch-size", type=positive_integer, metavar="N", help="default: 64")
     group.add_argument(
-        "--batch-size", type=positive_integer, default=64, metavar="N", help="default: 64"
-    )
-    group.add_argument(
-        "--optimizer",
-        choices=(
-            "sgd",
-            "momentum",
-            "nesterov",
-            "adagrad",
-            "rmsprop",
-            "rmsprop_nesterov",
-            "adadelta",
-            "adam",
-            "adamw",
-        ),
-        help="default: adam",
+        "--optimizer", metavar="NAME", help="sgd, momentum, ... of thalweg.optim (default: adam)"
     )
     group.add_argument("--lr", type=positive_number, metavar="X", help="default: the optimizer's")
     group.add_argument("--weight-decay", type=non_negative_number, metavar="X", help="default: 0")

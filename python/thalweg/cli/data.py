@@ -159,6 +159,11 @@ def _from_table(path: Path, options: Namespace, resumed: Preprocessing | None) -
                 f"name the column to predict: --target COLUMN; {path} has "
                 f"{', '.join(list(table.columns)[:30])}"
             )
+        if options.target not in table.columns:
+            raise UserError(
+                f"expected a target column '{options.target}' in {path}, got "
+                f"{', '.join(list(table.columns)[:30])}"
+            )
         training, held = _split(table.rows, options, None, _DEFAULT_VALIDATION_SPLIT)
         preprocessing = Preprocessing.fit_table(
             table, options.target, training, task=options.task, impute=options.impute

@@ -1,4 +1,4 @@
-"""`thalweg train`: data in; a checkpoint, its preprocessing and a picture of the learning curves out."""
+"""`thalweg train`: from data to a checkpoint, its preprocessing and learning curves."""
 
 from __future__ import annotations
 
@@ -18,35 +18,7 @@ from .safetensors_header import looks_like_safetensors
 from .score import score
 
 _HIDDEN = (256, 256)
-_ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "softplus": nn.Softplus,
-}
-_OPTIMIZERS = {
-    "sgd": optim.SGD,
-    "momentum": optim.Momentum,
-    "nesterov": optim.Nesterov,
-    "adagrad": optim.AdaGrad,
-    "rmsprop": optim.RMSProp,
-    "rmsprop_nesterov": optim.RMSPropNesterov,
-    "adadelta": optim.AdaDelta,
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-}
-_LEARNING_RATES = {
-    "sgd": 0.1,
-    "momentum": 0.05,
-    "nesterov": 0.05,
-    "adagrad": 0.01,
-    "adadelta": 1.0,
-}
-_DEFAULT_LEARNING_RATE = 1e-3
+_BATCH_SIZE = 64
 _FINAL_LEARNING_RATE = 0.01  # of the first, where the cosine schedule ends
 _SAVE_EVERY_SECONDS = 30.0
 
@@ -63,6 +35,9 @@ def run(options: Namespace) -> int:
         model = Model.load(options.resume, device=options.device, threads=options.threads)
         resumed = Preprocessing.load(Preprocessing.path_for(options.resume))
     data = load_training_data(options, resumed)
+    if options.batch_size is None:
+        # Batch norm would leave out a last minibatch of one row.
+        options.batch_size = _BATCH_SIZE + (len(data.x) % _BATCH_SIZE == 1)
     if model is None:
         model = _build(options, data)
     elif model.in_features != data.preprocessing.in_features:
@@ -139,24 +114,25 @@ def _build(options: Namespace, data: TrainingData) -> Model:
         layers.append(nn.Dense(width))
         if not options.no_batch_norm:
             layers.append(nn.BatchNorm())
-        layers.append(_ACTIVATIONS[options.activation or "relu"]())
+        layers.append(nn.activation(options.activation or "relu"))
         if options.dropout:
             layers.append(nn.Dropout(options.dropout))
     layers.append(nn.Dense(data.preprocessing.outputs))
 
-    name = options.optimizer or "adam"
-    lr = options.lr or _LEARNING_RATES.get(name, _DEFAULT_LEARNING_RATE)
-    rate: Any = lr
+    settings: dict[str, Any] = {"type": options.optimizer or "adam"}
+    if options.weight_decay is not None:
+        settings["weight_decay"] = options.weight_decay
+    lr = options.lr or float(optim.from_dict(settings).to_dict()["lr"])
+    settings["lr"] = lr
     if options.schedule != "constant":
         steps = options.epochs * -(-len(data.x) // options.batch_size)
-        rate = schedules.Cosine(lr, steps, end=_FINAL_LEARNING_RATE * lr)
-    decay = {} if options.weight_decay is None else {"weight_decay": options.weight_decay}
+        settings["lr"] = schedules.Cosine(lr, steps, end=_FINAL_LEARNING_RATE * lr)
     classification = data.preprocessing.task == "classification"
     return Model(
         nn.Sequential(*layers),
         in_features=data.preprocessing.in_features,
         loss="cross_entropy" if classification else "squared_error",
-        optimizer=_OPTIMIZERS[name](rate, **decay),
+        optimizer=optim.from_dict(settings),
         device=options.device,
         seed=options.seed or 0,
         threads=options.threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -115,6 +116,11 @@ def read_npz(
             }
     except DataError:
         raise
+    except OSError as error:
+        # A damaged archive can point before the beginning of the file.
+        if error.errno != errno.EINVAL:
+            raise
+        raise DataError(f"[read_npz] expected a .npz file, got {place}: {error}") from error
     # zipfile reports damage by all of these; ValueError also for text that does not decode.
     except (
         zipfile.BadZipFile,

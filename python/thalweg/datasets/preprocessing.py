@@ -136,7 +136,7 @@ class Preprocessing:
         *,
         task: Task | None = None,
     ) -> Preprocessing:
-        """Fit on the given rows of a matrix [rows, features] and its targets.
+        """Fit on the rows `rows` of a matrix `x` [rows, features] and its targets `y`.
 
         Bytes (uint8) are taken as pixels and divided by 255; other columns are standardized.
         `task` defaults to classification for integer, boolean and text targets, and for

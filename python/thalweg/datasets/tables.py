@@ -204,7 +204,8 @@ class _Reader:
                 if self.width and len(fields) != self.width:
                     raise DataError(
                         f"[read_csv] line {lines.line_num} of {self.place}: expected {self.width} "
-                        f"fields as in the first line, got {len(fields)}: {_short(self.delimiter.join(fields))!r}"
+                        f"fields as in the first line, got {len(fields)}: "
+                        f"{_short(self.delimiter.join(fields))!r}"
                     )
                 yield lines.line_num, fields
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from thalweg import Model, nn, optim
 
-from .base import Context, Experiment, Outcome, digits, loss_or_infinity, train
+from .base import Context, Experiment, Outcome, digits, json_number, loss_or_infinity, train
 
 _DEPTH = 10
 _WIDTH = 64
@@ -48,6 +49,11 @@ def _models() -> dict[str, list[nn.Layer]]:
     }
 
 
+def _spread(means: npt.NDArray[np.float64]) -> float:
+    """Largest minus smallest; infinite when some runs diverged at every rate."""
+    return float(means.max() - means.min()) if bool(np.isfinite(means).all()) else math.inf
+
+
 def run(context: Context) -> Outcome:
     """Train every model with every optimizer, each at its best rate of three."""
     data = digits()
@@ -69,32 +75,32 @@ def run(context: Context) -> Outcome:
                 results.append(loss_or_infinity(model, x, y, finite))
             loss[i, j] = min(results)
     by_model, by_optimizer = loss.mean(axis=1), loss.mean(axis=0)
-    across_models = float(by_model.max() - by_model.min())
-    across_optimizers = float(by_optimizer.max() - by_optimizer.min())
-    ratio = across_models / across_optimizers if across_optimizers > 0 else math.inf
+    across_models, across_optimizers = _spread(by_model), _spread(by_optimizer)
+    ratio = across_models / across_optimizers if 0 < across_optimizers < math.inf else math.nan
     names = list(models)
     relu = float(loss[names.index("ReLU")].min())
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        image = axes.imshow(np.log10(np.maximum(loss, 1e-8)), cmap="viridis_r", aspect="auto")
+        image = axes.imshow(np.log10(np.clip(loss, 1e-8, 1e8)), cmap="viridis_r", aspect="auto")
         for (i, j), value in np.ndenumerate(loss):
-            axes.text(j, i, f"{value:.1e}", ha="center", va="center", color="white", fontsize=8)
+            shade = "white" if value > math.sqrt(loss.min() * loss.max()) else "black"
+            axes.text(j, i, f"{value:.1e}", ha="center", va="center", color=shade, fontsize=8)
         axes.set_xticks(range(len(_OPTIMIZERS)), list(_OPTIMIZERS))
         axes.set_yticks(range(len(names)), names)
         axes.grid(False)
         figure.colorbar(image, label="log10 of the final training loss")
 
     return Outcome(
-        f"spread of the mean loss {across_models:.3g} across models, {across_optimizers:.3g} across "
-        f"optimizers: {ratio:.1f} times; deep ReLU reaches {relu:.1e}",
+        f"spread of the mean loss {across_models:.3g} across models, {across_optimizers:.3g} "
+        f"across optimizers: {ratio:.1f} times; deep ReLU reaches {relu:.1e}",
         {
             "models": names,
             "optimizers": list(_OPTIMIZERS),
-            "loss": loss.tolist(),
-            "across_models": across_models,
-            "across_optimizers": across_optimizers,
-            "ratio": ratio if math.isfinite(ratio) else None,
+            "loss": [[json_number(v) for v in row] for row in loss.tolist()],
+            "across_models": json_number(across_models),
+            "across_optimizers": json_number(across_optimizers),
+            "ratio": json_number(ratio),
             "claim_holds": ratio > _RATIO and relu < 0.1,
         },
         None,

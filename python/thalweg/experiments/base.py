@@ -48,12 +48,15 @@ class Outcome:
         None where the experiment reports and gates nothing.
     draw : callable
         Draws on an empty matplotlib figure.
+    table : list of rows of text
+        The first row is the header; empty where the measured text says all.
     """
 
     measured: str
     values: dict[str, Any]
     passed: bool | None
     draw: Callable[[Any], None] = field(repr=False, compare=False)
+    table: list[tuple[str, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,11 @@ def loss_or_infinity(model: Model, x: Any, y: Any, finite: bool) -> float:
         return math.inf
     loss = float(model.evaluate(x, y)["loss"])
     return loss if math.isfinite(loss) else math.inf
+
+
+def json_number(value: float) -> float | None:
+    """JSON has no infinity: None stands for a run that diverged."""
+    return value if math.isfinite(value) else None
 
 
 def listed(values: Sequence[float], form: str = "{:.3g}") -> str:

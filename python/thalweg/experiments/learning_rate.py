@@ -7,7 +7,7 @@ from typing import Any
 
 from thalweg import Model, nn, optim
 
-from .base import Context, Experiment, Outcome, digits, loss_or_infinity, train
+from .base import Context, Experiment, Outcome, digits, json_number, loss_or_infinity, train
 
 _RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _EARLY, _FINAL = 100, 6000
@@ -47,8 +47,8 @@ def run(context: Context) -> Outcome:
         f"best rate {best_early:g} after 100 steps, {best_final:g} after 6,000",
         {
             "rates": list(_RATES),
-            "loss_early": [v if math.isfinite(v) else None for v in early],
-            "loss_final": [v if math.isfinite(v) else None for v in final],
+            "loss_early": [json_number(v) for v in early],
+            "loss_final": [json_number(v) for v in final],
             "best_early": best_early,
             "best_final": best_final,
         },

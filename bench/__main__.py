@@ -1,0 +1,182 @@
+"""Command line of the benchmarks: `python -m bench cpu|start|mnist|table`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import cold, machine, mnist, peers, steps, table
+from bench.cases import CASES
+from bench.results import Results
+
+
+def _list(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _integers(text: str) -> list[int]:
+    values = [int(part) for part in _list(text)]
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"expected positive integers, got {text!r}")
+    return values
+
+
+def _cases(text: str) -> list[str]:
+    return _known(_list(text), CASES, "cases")
+
+
+def _peers(text: str) -> list[str]:
+    if text == "all":
+        return list(peers.PEERS)
+    return _known(_list(text), peers.PEERS, "peers")
+
+
+def _known(names: list[str], known: object, what: str) -> list[str]:
+    expected = list(known)  # type: ignore[call-overload]
+    unknown = [name for name in names if name not in expected]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"expected {what} out of {', '.join(expected)}, got {', '.join(unknown) or 'none'}"
+        )
+    return names
+
+
+def _interpreter(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"expected LIBRARY=PATH of an interpreter, got {text!r}")
+    return name, path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--output", type=Path, help="JSON file that the rows are added to")
+    shared.add_argument(
+        "--python",
+        type=_interpreter,
+        action="append",
+        default=[],
+        metavar="LIBRARY=PATH",
+        help="interpreter of a library that lives in another environment; may be repeated",
+    )
+
+    cpu = commands.add_parser("cpu", parents=[shared], help="training steps next to the peers")
+    cpu.add_argument("--cases", type=_cases, default=list(CASES), help="out of a,b,c,d,e")
+    cpu.add_argument("--batches", type=_integers, help="default: those of the case")
+    cpu.add_argument("--threads", type=_integers, default=[1, 2])
+    cpu.add_argument(
+        "--peers",
+        type=_peers,
+        default=[name for name in peers.PEERS if name not in peers.ON_REQUEST],
+        help=f"out of {', '.join(peers.PEERS)}, or all; default: all but torch-compile",
+    )
+    cpu.add_argument("--seconds", type=float, default=4.0, help="timed work per peer and case")
+    cpu.add_argument("--turn", type=float, default=0.2, help="seconds of one turn of a peer")
+    cpu.add_argument(
+        "--realtime",
+        action="store_true",
+        help="schedule the timed turns ahead of all other programs (needs CAP_SYS_NICE)",
+    )
+
+    start = commands.add_parser(
+        "start", parents=[shared], help="import, first step, memory, installed size"
+    )
+    start.add_argument(
+        "--libraries",
+        type=lambda text: _known(_list(text), cold.LIBRARIES, "libraries"),
+        default=list(cold.LIBRARIES),
+    )
+    start.add_argument("--repetitions", type=int, default=11)
+
+    digits = commands.add_parser(
+        "mnist", parents=[shared], help="accuracy, time and memory of MNIST (THALWEG_DATA)"
+    )
+    digits.add_argument(
+        "--libraries",
+        type=lambda text: _known(_list(text), mnist.LIBRARIES, "libraries"),
+        default=["thalweg"],
+        help="thalweg,torch",
+    )
+    digits.add_argument("--seeds", type=int, default=1)
+    digits.add_argument("--epochs", type=int, default=10)
+    digits.add_argument("--batch", type=int, default=128)
+    digits.add_argument("--threads", type=int, default=len(machine.processors()))
+
+    page = commands.add_parser("table", help="write docs/benchmarks.md from the rows")
+    page.add_argument("--results", type=Path, default=machine.ROOT / "bench" / "results")
+    page.add_argument("--output", type=Path, default=machine.ROOT / "docs" / "benchmarks.md")
+    page.add_argument("--readme", type=Path, help="also fill this page's marked table")
+    return parser
+
+
+def _cpu(arguments: argparse.Namespace) -> int:
+    available = len(machine.processors())
+    threads = [count for count in arguments.threads if count <= available]
+    for count in set(arguments.threads) - set(threads):
+        print(f"{count} threads: skipped, this process may use {available} processors")
+    if max(threads, default=1) > 1:
+        reason = machine.hop_program()[1]
+        if reason:
+            print(f"cache-line hop: not measured, {reason}")
+    options = steps.Options(
+        arguments.seconds, arguments.turn, arguments.realtime, dict(arguments.python)
+    )
+    results, failed = Results(arguments.output), False
+    for name in arguments.cases:
+        case = CASES[name]
+        for batch in arguments.batches or case.batches:
+            for count in threads:
+                row = steps.measure(case, batch, count, arguments.peers, options)
+                results.add(row)
+                print(steps.describe(row), end="\n\n", flush=True)
+                failed = failed or bool(row["failed"])
+    return int(failed)
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    row = cold.measure(arguments.libraries, arguments.repetitions, dict(arguments.python))
+    Results(arguments.output).add(row)
+    print(cold.describe(row))
+    return 0
+
+
+def _mnist(arguments: argparse.Namespace) -> int:
+    try:
+        row = mnist.measure(
+            arguments.libraries,
+            arguments.seeds,
+            arguments.epochs,
+            arguments.batch,
+            arguments.threads,
+            dict(arguments.python),
+        )
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    Results(arguments.output).add(row)
+    print(mnist.describe(row))
+    return 0
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    paths = sorted(arguments.results.glob("*.json"))
+    if not paths:
+        print(f"[table] expected rows in {arguments.results}, got no JSON file", file=sys.stderr)
+        return 2
+    for path in table.write(paths, arguments.output, arguments.readme):
+        print(f"wrote {path}")
+    return 0
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    return {"cpu": _cpu, "start": _start, "mnist": _mnist, "table": _table}[arguments.command](
+        arguments
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

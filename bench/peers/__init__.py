@@ -1,0 +1,62 @@
+"""The libraries that are timed: one module each, imported only in the process that times it.
+
+A peer trains one problem. `losses(steps)` restarts from the initial weights, takes the minibatches
+in the order of the rows and returns the loss of each before its update. `run(steps)` trains at the
+library's best on shuffled minibatches, gathered by index from arrays in memory, and returns when
+the work is done.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+from bench.cases import Problem
+
+
+class Peer(Protocol):
+    """What a module of this package implements; the constructor takes the problem and the mode."""
+
+    # Steps of one call into the library: `run` takes multiples of it.
+    granularity: int
+
+    def losses(self, steps: int) -> list[float]: ...
+
+    def run(self, steps: int) -> None: ...
+
+    def set_threads(self, threads: int) -> bool:
+        """Use so many threads from now on; False when that is fixed at start."""
+        ...
+
+
+# Name: (module, class, mode).
+PEERS = {
+    "thalweg": ("thalweg_peer", "ThalwegPeer", "fit"),
+    "thalweg-step": ("thalweg_peer", "ThalwegPeer", "step"),
+    "torch": ("torch_peer", "TorchPeer", "default"),
+    "torch-foreach": ("torch_peer", "TorchPeer", "foreach"),
+    "torch-fused": ("torch_peer", "TorchPeer", "fused"),
+    "torch-compile": ("torch_peer", "TorchPeer", "compile"),
+    "jax-jit": ("jax_peer", "JaxPeer", "jit"),
+    "jax-scan": ("jax_peer", "JaxPeer", "scan"),
+    "sklearn": ("sklearn_peer", "SklearnPeer", ""),
+    "numpy": ("numpy_peer", "NumpyPeer", ""),
+}
+# Compiles for about a minute per case, so it runs only when named (or with "all").
+ON_REQUEST = ("torch-compile",)
+
+
+class UnsupportedError(Exception):
+    """The library has no way to do this case."""
+
+
+def create(name: str, problem: Problem) -> Peer:
+    """The peer of that name; ImportError when its library is not installed."""
+    module, cls, mode = PEERS[name]
+    peer: Peer = getattr(importlib.import_module(f"bench.peers.{module}"), cls)(problem, mode)
+    return peer
+
+
+def family(name: str) -> str:
+    """The library of a peer: modes of one library compete as one."""
+    return name.split("-")[0]

@@ -1,0 +1,97 @@
+"""thalweg: whole runs by `Model.fit` (mode "fit") or one call per minibatch (mode "step")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import thalweg as tw
+from thalweg import callbacks, nn, optim
+
+from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, Problem
+
+
+class ThalwegPeer:
+    granularity = 1
+
+    def __init__(self, problem: Problem, mode: str) -> None:
+        self._problem, self._mode = problem, mode
+        case = problem.case
+        layers: list[nn.Layer] = []
+        self._names: list[str] = []
+        for width in case.widths[1:-1]:
+            self._names.append(f"layers.{len(layers)}.weight")
+            layers.append(nn.Dense(width))
+            if case.batch_norm:
+                layers.append(nn.BatchNorm(eps=BN_EPS, momentum=BN_MOMENTUM))
+            layers.append(nn.ReLU())
+        self._names.append(f"layers.{len(layers)}.weight")
+        layers.append(nn.Dense(case.widths[-1]))
+        optimizer: optim.Optimizer = (
+            optim.Adam(problem.lr, beta1=BETA1, beta2=BETA2, delta=ADAM_EPS)
+            if case.optimizer == "adam"
+            else optim.Momentum(problem.lr, momentum=MOMENTUM)
+        )
+        self._model = tw.Model(
+            nn.Sequential(*layers),
+            in_features=case.widths[0],
+            optimizer=optimizer,
+            device="cpu",
+            threads=problem.threads,
+        )
+        self._rng = np.random.default_rng(1)
+        self._order, self._position = np.empty(0, np.int64), 0
+
+    def _reset(self) -> None:
+        self._model.reset()
+        values = {name: np.zeros(shape, np.float32) for name, _, shape in self._model.layout()}
+        if self._problem.case.batch_norm:
+            for name in values:
+                layer, kind = name.rsplit(".", 1)
+                if kind == "weight" and f"{layer}.weight" not in self._names:
+                    values[name][:] = 1
+        values.update(zip(self._names, self._problem.weights, strict=True))
+        self._model.set_parameters(values)
+
+    def losses(self, steps: int) -> list[float]:
+        self._reset()
+        x, y, size = self._problem.x, self._problem.y, self._problem.batch
+        if self._mode == "step":
+            cuts = [slice(k * size, (k + 1) * size) for k in range(steps)]
+            return [float(self._model.step(x[cut], y[cut])["loss"]) for cut in cuts]
+        seen: list[float] = []
+
+        def note(model: tw.Model, step: int, logs: dict[str, Any]) -> None:
+            del model, step
+            seen.append(float(logs["loss"]))
+
+        self._fit(steps, shuffle=False, callbacks=[callbacks.LambdaCallback(on_step=note)])
+        return seen
+
+    def run(self, steps: int) -> None:
+        if self._mode == "fit":
+            self._fit(steps)
+            return
+        x, y, size = self._problem.x, self._problem.y, self._problem.batch
+        for _ in range(steps):
+            if self._position + size > len(self._order):
+                self._order, self._position = self._rng.permutation(len(x)), 0
+            index = self._order[self._position : self._position + size]
+            self._model.step(x.take(index, axis=0), y.take(index))
+            self._position += size
+
+    def _fit(self, steps: int, **options: Any) -> None:
+        self._model.fit(
+            self._problem.x,
+            self._problem.y,
+            epochs=-(-steps // self._problem.steps_per_epoch),
+            batch_size=self._problem.batch,
+            max_steps=steps,
+            verbose=False,
+            **options,
+        )
+
+    def set_threads(self, threads: int) -> bool:
+        """The plan chooses for itself how many of its threads to use."""
+        del threads
+        return False

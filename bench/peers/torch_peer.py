@@ -1,0 +1,82 @@
+"""PyTorch: eager with its three forms of the optimizer, or the loss compiled with torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, Problem
+
+
+class TorchPeer:
+    granularity = 1
+
+    def __init__(self, problem: Problem, mode: str) -> None:
+        self._problem, self._mode = problem, mode
+        self._x, self._y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+        torch.set_num_threads(problem.threads)
+        self._order, self._position = torch.empty(0, dtype=torch.int64), 0
+        self._reset()
+
+    def _reset(self) -> None:
+        case = self._problem.case
+        layers: list[torch.nn.Module] = []
+        for layer, values in enumerate(self._problem.weights):
+            hidden = layer + 1 < len(self._problem.weights)
+            normalized = hidden and case.batch_norm
+            linear = torch.nn.Linear(values.shape[1], values.shape[0], bias=not normalized)
+            with torch.no_grad():
+                linear.weight.copy_(torch.from_numpy(values))
+                if linear.bias is not None:
+                    linear.bias.zero_()
+            layers.append(linear)
+            if normalized:
+                width = values.shape[0]
+                layers.append(torch.nn.BatchNorm1d(width, eps=BN_EPS, momentum=BN_MOMENTUM))
+            if hidden:
+                layers.append(torch.nn.ReLU(inplace=True))
+        network = torch.nn.Sequential(*layers)
+        form: dict[str, Any] = {
+            "default": {},
+            "foreach": {"foreach": True},
+            "fused": {"fused": True},
+            "compile": {"fused": True},
+        }[self._mode]
+        parameters, lr = network.parameters(), self._problem.lr
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(parameters, lr, betas=(BETA1, BETA2), eps=ADAM_EPS, **form)
+            if case.optimizer == "adam"
+            else torch.optim.SGD(parameters, lr, momentum=MOMENTUM, **form)
+        )
+
+        def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(network(x), y)
+
+        self._loss: Any = torch.compile(loss) if self._mode == "compile" else loss
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self._optimizer.zero_grad()
+        loss: torch.Tensor = self._loss(x, y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss
+
+    def losses(self, steps: int) -> list[float]:
+        self._reset()
+        size = self._problem.batch
+        cuts = [slice(k * size, (k + 1) * size) for k in range(steps)]
+        return [float(self._step(self._x[cut], self._y[cut]).detach()) for cut in cuts]
+
+    def run(self, steps: int) -> None:
+        size = self._problem.batch
+        for _ in range(steps):
+            if self._position + size > len(self._order):
+                self._order, self._position = torch.randperm(len(self._x)), 0
+            index = self._order[self._position : self._position + size]
+            self._step(self._x.index_select(0, index), self._y.index_select(0, index))
+            self._position += size
+
+    def set_threads(self, threads: int) -> bool:
+        torch.set_num_threads(threads)
+        return True

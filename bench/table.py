@@ -1,0 +1,333 @@
+"""Pages out of rows (`python -m bench table`): docs/benchmarks.md and the README's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bench import peers
+from bench.results import Row, read_all
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_LIBRARIES = {
+    "thalweg": "thalweg",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "sklearn": "scikit-learn",
+    "numpy": "NumPy",
+}
+_INTRODUCTION = """# Benchmarks
+
+Written by `python -m bench table` from the rows in `bench/results/`; do not edit. What is timed and
+how, what counts as the same work and what is not measured: [bench/README.md](../bench/README.md).
+"""
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def short(value: float) -> str:
+    """Three significant digits with k or M."""
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * unit:
+            value /= unit
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{suffix}"
+    return f"{value:.0f}"
+
+
+def _best_modes(row: Row) -> dict[str, str]:
+    """The fastest peer of every library; thalweg's is `fit`, its plain use."""
+    best: dict[str, str] = {}
+    for name, entry in row["peers"].items():
+        library = peers.family(name)
+        time = entry["microseconds"]["median"]
+        if name == "thalweg" or (
+            library not in best
+            or (best[library] != "thalweg" and time < _median(row, best[library]))
+        ):
+            best[library] = name
+    return best
+
+
+def _median(row: Row, name: str) -> float:
+    return float(row["peers"][name]["microseconds"]["median"])
+
+
+def _ratio(row: Row, name: str) -> str:
+    ratio = row["peers"][name].get("ratio")
+    return f"{ratio['median']:.2f}x" if ratio else ""
+
+
+def _where(row: Row) -> str:
+    hop = row["hop_ns"]
+    return f"{hop['median']:.0f} ns, {row['placement']}" if hop else "-"
+
+
+def step_table(rows: Sequence[Row]) -> str:
+    """Samples per second of every library's best mode and how many times as fast thalweg is."""
+    libraries = [name for name in _LIBRARIES if any(name in _best_modes(row) for row in rows)]
+    lines = []
+    for row in rows:
+        best = _best_modes(row)
+        cells = []
+        for library in libraries:
+            name = best.get(library)
+            if name is None:
+                cells.append("-")
+                continue
+            rate = short(row["peers"][name]["samples_per_second"])
+            cells.append(rate if library == "thalweg" else f"{rate} ({_ratio(row, name)})")
+        noisy = " (noisy)" if row["noisy"] else ""
+        lines.append(
+            [
+                f"{row['case']}: {row['title']}{noisy}",
+                str(row["batch"]),
+                str(row["threads"]),
+                _where(row),
+                *cells,
+            ]
+        )
+    return _grid(
+        ["case", "batch", "threads", "hop", *(_LIBRARIES[name] for name in libraries)], lines
+    )
+
+
+def _mode_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        for name, entry in row["peers"].items():
+            time, ratio = entry["microseconds"], entry.get("ratio")
+            lines.append(
+                [
+                    f"{row['case']}, batch {row['batch']}, {row['threads']} threads",
+                    name,
+                    f"{time['median']:,.4g}",
+                    f"{time['q1']:,.4g} .. {time['q3']:,.4g}",
+                    f"{ratio['median']:.2f} ({ratio['q1']:.2f} .. {ratio['q3']:.2f})"
+                    if ratio
+                    else "-",
+                    str(entry["threads"]),
+                    f"{entry['loss_deviation']:.0e}",
+                ]
+            )
+    head = [
+        "case",
+        "peer",
+        "µs per step",
+        "quartiles",
+        "time / thalweg",
+        "threads",
+        "loss deviation",
+    ]
+    return _grid(head, lines)
+
+
+def _start_table(row: Row) -> str:
+    lines = []
+    for name, entry in row["libraries"].items():
+        install = entry["install"]
+        size = "-"
+        if install:
+            size = f"{install['package_mb']:g} ({install['with_dependencies_mb']:g})"
+            size += ", editable" if install["editable"] else ""
+        lines.append(
+            [
+                _LIBRARIES[name],
+                *(
+                    f"{entry[column]['median']:.0f}"
+                    for column in (
+                        "import_ms",
+                        "process_to_import_ms",
+                        "process_to_first_step_ms",
+                        "peak_memory_mib",
+                    )
+                ),
+                size,
+            ]
+        )
+    head = [
+        "library",
+        "import, ms",
+        "process start to imported, ms",
+        "process start to first step, ms",
+        "peak memory then, MiB",
+        "installed, MB (with dependencies)",
+    ]
+    return _grid(head, lines)
+
+
+def _mnist_table(row: Row) -> str:
+    lines = [
+        [
+            _LIBRARIES[name],
+            f"{run['seed']:.0f}",
+            f"{100 * run['accuracy']:.2f} %",
+            f"{run['train_seconds']:.1f}",
+            f"{run['process_seconds']:.1f}",
+            f"{run['peak_memory_mib']:.0f}",
+        ]
+        for name, runs in row["libraries"].items()
+        for run in runs
+    ]
+    head = [
+        "library",
+        "seed",
+        "test accuracy",
+        "training, s",
+        "whole process, s",
+        "peak memory, MiB",
+    ]
+    return _grid(head, lines)
+
+
+def _torch_ratio(case: str, batch: int) -> Callable[[Row], float | None]:
+    def value(row: Row) -> float | None:
+        if (row["kind"], row.get("case"), row.get("batch")) != ("step", case, batch):
+            return None
+        name = _best_modes(row).get("torch")
+        if row["threads"] != 2 or name is None or "ratio" not in row["peers"][name]:
+            return None
+        return float(row["peers"][name]["ratio"]["median"])
+
+    return value
+
+
+def _import_ms(row: Row) -> float | None:
+    if row["kind"] != "start" or "thalweg" not in row["libraries"]:
+        return None
+    return float(row["libraries"]["thalweg"]["import_ms"]["median"])
+
+
+def _mnist_runs(row: Row) -> list[Mapping[str, float]]:
+    full = row["kind"] == "mnist" and row["epochs"] == 10
+    return row["libraries"].get("thalweg", []) if full else []
+
+
+def _accuracy(row: Row) -> float | None:
+    return min((100 * run["accuracy"] for run in _mnist_runs(row)), default=None)
+
+
+def _memory(row: Row) -> float | None:
+    return max((run["peak_memory_mib"] for run in _mnist_runs(row)), default=None)
+
+
+# What is asked, how to read it from a row, unit, limit, and whether the limit is the least.
+_REQUIREMENTS: tuple[tuple[str, Callable[[Row], float | None], str, float, bool], ...] = (
+    (
+        "a, batch 128, 2 threads: PyTorch's best time / thalweg's",
+        _torch_ratio("a", 128),
+        "x",
+        1.0,
+        True,
+    ),
+    (
+        "c, batch 32, 2 threads: PyTorch's best time / thalweg's",
+        _torch_ratio("c", 32),
+        "x",
+        5.0,
+        True,
+    ),
+    ("`import thalweg`", _import_ms, " ms", 150.0, False),
+    ("MNIST, 10 epochs: worst test accuracy", _accuracy, " %", 98.3, True),
+    ("MNIST, 10 epochs: peak memory with the data", _memory, " MiB", 350.0, False),
+)
+
+
+def _requirement_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for title, read, unit, limit, least in _REQUIREMENTS:
+        found = [value for value in map(read, rows) if value is not None]
+        if not found:
+            continue
+        value = found[-1]
+        met = value >= limit if least else value <= limit
+        sign = "≥" if least else "≤"
+        verdict = "yes" if met else "**no**"
+        lines.append([title, f"{sign} {limit:g}{unit}", f"{value:.4g}{unit}", verdict])
+    return _grid(["requirement", "limit", "measured", "met"], lines) if lines else ""
+
+
+def _setting(row: Row) -> str:
+    hardware = row["hardware"]
+    parts = [
+        f"{hardware['processor']}, {hardware['processors']} processors",
+        f"L2 {hardware['l2']}, L3 {hardware['l3']}",
+        f"{hardware['memory_gib']} GiB",
+        hardware["system"],
+        f"Python {hardware['python']}",
+    ]
+    return "; ".join(parts)
+
+
+def _newest(rows: Iterable[Row]) -> list[Row]:
+    """The last row of every measurement; near and far processors are different measurements."""
+    columns = ("kind", "case", "batch", "threads", "placement", "epochs")
+    return list({tuple(row.get(column) for column in columns): row for row in rows}.values())
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/benchmarks.md: a section per machine, newest rows only."""
+    parts = [_INTRODUCTION]
+    machines: dict[str, list[Row]] = {}
+    for row in rows:
+        machines.setdefault(_setting(row), []).append(row)
+    for setting, measured in machines.items():
+        newest = _newest(measured)
+        commits = sorted({row["commit"] or "unknown" for row in newest})
+        parts.append(f"## {setting}\n\nCommit {', '.join(commits)}.")
+        parts.append(_requirement_table(newest))
+        found = [row for row in newest if row["kind"] == "step" and row["peers"]]
+        found.sort(key=lambda row: (row["case"], row["batch"], -row["threads"]))
+        if found:
+            versions = {k: v for row in found for k, v in row["versions"].items()}
+            listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+            parts += [
+                "### Training steps\n\nSamples per second, each library in its fastest mode; in "
+                "brackets how many times as long as thalweg it takes (median over the rounds of "
+                f"one run). {listed}. Reproduce: `python -m bench cpu`.",
+                step_table(found),
+                "Every mode, with quartiles:",
+                _mode_table(found),
+            ]
+        for kind, title, command, build in (
+            ("start", "Cold start and size", "start", _start_table),
+            ("mnist", "MNIST from files to accuracy", "mnist", _mnist_table),
+        ):
+            chosen = [row for row in newest if row["kind"] == kind]
+            if chosen:
+                parts.append(f"### {title}\n\nReproduce: `python -m bench {command}`.")
+            for row in chosen:
+                if kind == "mnist":
+                    parts.append(
+                        f"{row['title']}, batch {row['batch']}, {row['epochs']} epochs, "
+                        f"{row['threads']} threads:"
+                    )
+                parts.append(build(row))
+    return "\n\n".join(part for part in parts if part).replace("\n\n\n", "\n\n") + "\n"
+
+
+def write(paths: Iterable[Path], output: Path, readme: Path | None = None) -> list[Path]:
+    """Write the page, and on request the table between the two marks of a README; what it wrote.
+
+    Noisy rows stay out of the README.
+    """
+    rows = read_all(paths)
+    output.write_text(page(rows))
+    written = [output]
+    if readme is None:
+        return written
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"[table] expected the marks {BEGIN} and {END} in {readme}")
+    quiet = [row for row in rows if row["kind"] == "step" and row["peers"] and not row["noisy"]]
+    steps = _newest(quiet)
+    if steps:
+        threads = max(row["threads"] for row in steps)
+        chosen = [row for row in steps if row["threads"] == threads]
+        chosen.sort(key=lambda row: (row["case"], row["batch"]))
+        before, after = text.split(BEGIN)[0], text.split(END, 1)[1]
+        readme.write_text(f"{before}{BEGIN}\n{step_table(chosen)}\n{END}{after}")
+        written.append(readme)
+    return written

@@ -1,0 +1,146 @@
+"""The benchmark harness: a tiny run end to end, its loss check, and the pages made from rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from bench import machine, steps, table  # noqa: E402
+from bench.__main__ import _parser  # noqa: E402
+from bench.cases import CASES, make_problem  # noqa: E402
+from bench.peers.numpy_peer import NumpyPeer  # noqa: E402
+from bench.results import Results, read  # noqa: E402
+
+TWO_ROUNDS = steps.Options(seconds=0.02, turn=0.01)
+
+
+@pytest.fixture(scope="module")
+def row() -> dict[str, Any]:
+    return steps.measure(CASES["c"], 32, 1, ["thalweg", "thalweg-step", "numpy"], TWO_ROUNDS)
+
+
+def test_a_run_times_checked_peers(row: dict[str, Any]) -> None:
+    assert TWO_ROUNDS.rounds == 2
+    assert list(row["peers"]) == ["thalweg", "thalweg-step", "numpy"]
+    assert not row["failed"] and not row["skipped"]
+    assert row["rounds"]["used"] >= 2
+    for entry in row["peers"].values():
+        time = entry["microseconds"]
+        assert 0 < time["q1"] <= time["median"] <= time["q3"]
+        assert entry["samples_per_second"] == pytest.approx(32e6 / time["median"], rel=1e-3)
+        assert entry["loss_deviation"] <= CASES["c"].tolerance
+    assert row["peers"]["thalweg"]["ratio"]["median"] == 1
+    assert {"date", "commit", "hardware", "versions"} <= row.keys()
+    assert "thalweg" in row["versions"] and "numpy" in row["versions"]
+    assert json.loads(json.dumps(row)) == row
+    assert "thalweg-step" in steps.describe(row)
+
+
+@pytest.mark.parametrize("name", ["a", "c", "e"])
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_the_loss_check_catches_a_wrong_learning_rate(name: str, factor: float) -> None:
+    problem = make_problem(CASES[name], 32, 1)
+    reference = steps.reference_losses(problem)
+    peer = NumpyPeer(dataclasses.replace(problem, lr=factor * problem.lr))
+    deviation = steps.loss_deviation(peer.losses(problem.case.check_steps), reference)
+    assert (deviation <= problem.case.tolerance) == (factor == 1.0)
+
+
+def test_a_loss_that_is_not_a_number_deviates() -> None:
+    assert steps.loss_deviation([1.0, np.nan], [1.0, 1.0]) == np.inf
+    assert steps.loss_deviation([np.nan, 1.0], [1.0, 1.0]) == np.inf
+
+
+def test_a_peer_that_deviates_is_not_timed() -> None:
+    strict = dataclasses.replace(CASES["c"], tolerance=-1.0)
+    row = steps.measure(strict, 32, 1, ["numpy"], TWO_ROUNDS)
+    assert not row["peers"]
+    assert "deviates" in row["failed"]["numpy"]
+    assert "FAILED" in steps.describe(row)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_size_of_a_case(name: str) -> None:
+    case = CASES[name]
+    pairs = list(zip(case.widths[:-1], case.widths[1:], strict=True))
+    assert case.rows(96) % 96 == 0
+    assert case.flops_per_sample == sum(
+        2 * i * o * (3 if layer else 2) for layer, (i, o) in enumerate(pairs)
+    )
+    problem = make_problem(dataclasses.replace(case, widths=(*case.widths[:2], 10)), 32, 1)
+    # The NumPy peer keeps a weight and a bias per batch norm and a bias elsewhere, as all peers do.
+    assert NumpyPeer(problem)._arena.values.size == problem.case.parameters
+
+
+def test_pages_from_rows(row: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "results" / "run.json"
+    results = Results(path)
+    results.add({**row, "noisy": True})
+    results.add({**row, "noisy": False, "date": "9999-01-01T00:00:00+00:00"})
+    assert len(read(path)) == 2
+    page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
+    readme.write_text(f"above\n{table.BEGIN}\n{table.END}\nbelow\n")
+    assert table.write([path], page) == [page]
+    assert "(noisy)" not in page.read_text()
+    assert table.step_table([row]).splitlines()[0].startswith("| case | batch |")
+    assert table.write([path], page, readme) == [page, readme]
+    text = readme.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and CASES["c"].title in text
+    assert table.write([path], page, readme) == [page, readme]
+    assert readme.read_text() == text
+
+
+def test_noisy_rows_stay_out_of_the_readme(row: dict[str, Any], tmp_path: Path) -> None:
+    path, readme = tmp_path / "run.json", tmp_path / "README.md"
+    Results(path).add({**row, "noisy": True})
+    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    table.write([path], tmp_path / "benchmarks.md", readme)
+    assert CASES["c"].title not in readme.read_text()
+    readme.write_text("no marks\n")
+    with pytest.raises(ValueError, match="expected the marks"):
+        table.write([path], tmp_path / "benchmarks.md", readme)
+
+
+def test_requirements_are_judged() -> None:
+    start = {"kind": "start", "libraries": {"thalweg": {"import_ms": {"median": 151.0}}}}
+    assert "**no**" in table._requirement_table([start])
+    start["libraries"]["thalweg"]["import_ms"]["median"] = 149.0  # type: ignore[index]
+    assert "| yes |" in table._requirement_table([start])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999.4, "999"), (64_340, "64.3k"), (999_800, "1.00M"), (2_331_000, "2.33M")]
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert table.short(value) == text
+
+
+def test_hop_between_processors() -> None:
+    pair = machine.processors()[:2]
+    program, reason = machine.hop_program()
+    if program is None or len(pair) < 2:
+        pytest.skip(reason or "one processor")
+    hop = machine.hop_ns(program, pair)
+    assert hop is not None and 1 < hop < 1e6
+    assert machine.placement([30.0, 40.0]) == "near"
+    assert machine.placement([30.0, 400.0]) == "mixed"
+    assert machine.placement([]) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--cases", "z"], ["--peers", "caffe"], ["--threads", "0"], ["--python", "jax"]]
+)
+def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["cpu", *arguments])
+    assert "expected" in capsys.readouterr().err

@@ -1,0 +1,305 @@
+"""The same bits from run to run, for any number of threads, after a resume and under load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+import thalweg as tw
+from support import Array, assert_same, case_model, model_of, snapshot
+from thalweg import callbacks, nn, optim, schedules
+from thalweg._core import _testing
+
+ROWS, FEATURES, CLASSES = 530, 45, 10
+THREADS = (1, 2, 3, 4, 8)
+
+
+def data(rows: int = ROWS) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(3)
+    return (
+        rng.standard_normal((rows, FEATURES)).astype(np.float32),
+        rng.integers(0, CLASSES, rows),
+        rng.uniform(0.5, 2.0, rows),
+    )
+
+
+def network() -> list[nn.Layer]:
+    return [
+        nn.Dense(130), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.2),
+        nn.Residual(nn.Dense(130), nn.BatchNorm(weighted=True), nn.GELU()),
+        nn.Maxout(70, 2), nn.Dense(CLASSES),
+    ]  # fmt: skip
+
+
+def model(threads: int | None = None, **options: Any) -> tw.Model:
+    defaults: dict[str, Any] = {
+        "optimizer": optim.Nesterov(
+            schedules.Cosine(0.05, 40), schedules.NesterovConvex(), weight_decay=1e-3
+        ),
+        "averaging": optim.EMA(0.9),
+        "seed": 2**63 + 5,
+        "device": "cpu",
+        "threads": threads,
+    }
+    return tw.Model(network(), FEATURES, **{**defaults, **options})
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fused": {},
+    "clipped": {"clip_norm": 0.5},
+    "float64": {"dtype": "float64", "optimizer": optim.Adam()},
+}
+
+
+def test_the_pool_runs_as_many_threads_as_asked() -> None:
+    assert [_testing.team_size(threads) for threads in THREADS] == list(THREADS)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_threads_do_not_change_bits(setting: str) -> None:
+    x, y, w = data()
+    states = {}
+    for threads in THREADS:
+        m = model(threads, **SETTINGS[setting])
+        assert m.threads == threads
+        history = m.fit(
+            x, y, sample_weight=w, epochs=2, batch_size=192, accumulate=2,
+            validation_data=(x, y), verbose=False,
+        )  # fmt: skip
+        loss, gradient, dx = m.loss_and_grad(x, y, sample_weight=w, input_gradient=True)
+        states[threads] = (
+            snapshot(m), history["loss"], history["validation_loss"], loss,
+            gradient.tobytes(), dx.tobytes(), m.predict(x).tobytes(),
+        )  # fmt: skip
+    assert all(state == states[1] for state in states.values())
+
+
+def test_twenty_runs_give_one_result() -> None:
+    x, y, w = data(200)
+
+    def run() -> dict[str, bytes]:
+        m = model(2)
+        m.fit(x, y, sample_weight=w, epochs=2, batch_size=64, verbose=False)
+        return snapshot(m)
+
+    first = run()
+    assert all(run() == first for _ in range(19))
+
+
+def test_random_networks_on_any_number_of_threads(tmp_path: Path) -> None:
+    for case in networks.random_cases(15, 9000):
+        results = set()
+        repeats = -(-2000 // len(case.x))  # enough work for a team
+        x, y = (np.concatenate([a] * repeats) for a in (case.x, case.target))
+        w = None if case.sample_weight is None else np.tile(case.sample_weight, repeats)
+        for threads in (1, 2, 5):
+            m = case_model(case, "float32", tmp_path, threads=threads)
+            loss, gradient = m.loss_and_grad(x, y, sample_weight=w)
+            m.step(x, y, w)
+            results.add((loss, gradient.tobytes(), m.parameters.tobytes()))
+        assert len(results) == 1, case.seed
+
+
+def test_a_new_process_gives_the_same_bits(tmp_path: Path) -> None:
+    """Also with one thread by the environment and with address-space randomization."""
+    script = (
+        "import sys, hashlib, test_determinism as t\n"
+        "x, y, w = t.data(200)\n"
+        "m = t.model()\n"
+        "m.fit(x, y, sample_weight=w, epochs=2, batch_size=64, verbose=False)\n"
+        "print(hashlib.sha256(b''.join(t.snapshot(m).values())).hexdigest())\n"
+    )
+    hashes = set()
+    for threads in ("1", "2", "7"):
+        environment = {**os.environ, "THALWEG_NUM_THREADS": threads}
+        run = subprocess.run(
+            [sys.executable, "-c", script], env=environment, cwd=Path(__file__).parent,
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        hashes.add(run.stdout)
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_outputs_do_not_depend_on_the_batch(dtype: str) -> None:
+    x, y, w = data()
+    m = model(dtype=dtype)
+    m.fit(x, y, epochs=1, verbose=False)
+    whole = m.predict(x)
+    for size in (1, 2, 31, 63, 64, 65, 100, 10_000):
+        np.testing.assert_array_equal(m.predict(x, batch_size=size), whole)
+    for first, last in ((0, 1), (7, 8), (529, 530), (3, 68), (100, 229)):
+        np.testing.assert_array_equal(m.predict(x[first:last]), whole[first:last])
+        np.testing.assert_array_equal(m.forward(x[first:last]), whole[first:last])
+        np.testing.assert_array_equal(
+            m.predict_proba(x[first:last]), m.predict_proba(x)[first:last]
+        )
+    losses = {m.evaluate(x, y, sample_weight=w, batch_size=size)["loss"] for size in (1, 64, 100, 999)}
+    assert max(losses) - min(losses) <= 1e-12
+
+
+def test_outputs_of_random_networks_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    for case in networks.random_cases(20, 9100):
+        m = case_model(case, "float32", tmp_path)
+        whole = m.predict(case.x)
+        rows = [m.predict(case.x[i : i + 1]) for i in range(len(case.x))]
+        np.testing.assert_array_equal(np.concatenate(rows), whole, err_msg=f"seed {case.seed}")
+
+
+@pytest.mark.parametrize("through", ["memory", "checkpoint", "copy"])
+@pytest.mark.parametrize("shuffle", ["epoch", "stack", "iid", False])
+def test_resume_at_any_step(shuffle: str | bool, through: str, tmp_path: Path) -> None:
+    """Stop after every number of updates, go on from what was kept: the bits of one run."""
+    x, y, w = data(100)
+    options: dict[str, Any] = {
+        "sample_weight": w, "batch_size": 33, "shuffle": shuffle, "accumulate": 2, "verbose": False,
+    }  # fmt: skip
+    whole = model(1)
+    rows = whole.fit(x, y, epochs=3, **options).epochs
+    total = whole.steps_done
+    assert total == 6
+    for stop in range(1, total):
+        m = model(1)
+        m.fit(x, y, epochs=3, max_steps=stop, **options)
+        if through == "checkpoint":
+            m.save(tmp_path / "resume.safetensors")
+            m = tw.Model.load(tmp_path / "resume.safetensors", device="cpu", threads=2)
+        elif through == "copy":
+            m = m.copy()
+        history = m.fit(x, y, epochs=3 - m.epochs_done, **options)
+        assert_same(m, whole)
+        for column in ("loss", "accuracy", "lr", "epoch"):
+            assert history.epochs[-1][column] == rows[-1][column]
+
+
+@pytest.mark.parametrize("optimizer", tw._core.optimizers())
+def test_every_optimizer_resumes_from_a_file(optimizer: str, tmp_path: Path) -> None:
+    x, y, _ = data(64)
+    description = {
+        "in_features": FEATURES,
+        "layers": [layer.to_dict() for layer in network()],
+        "loss": {"type": "cross_entropy"},
+        "optimizer": {"type": optimizer},
+        "averaging": {"type": "polyak", "start": 2},
+        "clip_norm": 1.0,
+    }
+    whole, parts = model_of(description), model_of(description)
+    for _ in range(6):
+        whole.step(x, y)
+    for _ in range(3):
+        parts.step(x, y)
+        parts.step(x, y)
+        parts.save(tmp_path / "parts.safetensors")
+        parts = tw.Model.load(tmp_path / "parts.safetensors", device="cpu")
+        assert_same(parts, tw.Model.load(tmp_path / "parts.safetensors", device="cpu"))
+    assert_same(whole, parts)
+
+
+def test_a_checkpoint_inside_an_epoch(tmp_path: Path) -> None:
+    """Saved by a callback in the middle of an epoch while training goes on."""
+    x, y, _ = data(200)
+    path = tmp_path / "middle.safetensors"
+
+    def save(m: tw.Model, step: int, logs: dict[str, Any]) -> None:
+        if step == 9:
+            m.save(path)
+
+    whole = model()
+    options: dict[str, Any] = {"batch_size": 32, "verbose": False}
+    note = callbacks.LambdaCallback(on_step=save)
+    whole.fit(x, y, epochs=3, callbacks=[note], **options)
+    resumed = tw.Model.load(path, device="cpu")
+    assert (resumed.steps_done, resumed.epochs_done) == (9, 1)
+    resumed.fit(x, y, epochs=2, **options)
+    assert_same(resumed, whole)
+
+
+def test_a_busy_pool_gives_the_same_bits() -> None:
+    """Models that train at the same time share the pool; who finds it busy runs alone."""
+    x, y, w = data(300)
+
+    def train(_: int) -> dict[str, bytes]:
+        m = model(4)
+        m.fit(x, y, sample_weight=w, epochs=2, batch_size=100, verbose=False)
+        return snapshot(m)
+
+    alone = train(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(result == alone for result in pool.map(train, range(8)))
+
+
+def test_predictions_from_many_threads() -> None:
+    x, y, _ = data()
+    m = model()
+    m.fit(x, y, verbose=False)
+    expected, gradient = m.predict(x), m.loss_and_grad(x, y)[1]
+    start = threading.Barrier(16)
+
+    def work(index: int) -> bool:
+        start.wait()
+        good = True
+        for i in range(12):
+            size = 1 + (index * 37 + i * 61) % ROWS
+            good &= np.array_equal(m.predict(x[:size], batch_size=128), expected[:size])
+        return good and np.array_equal(m.loss_and_grad(x, y)[1], gradient)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(work, range(16)))
+
+
+def test_readers_see_whole_updates() -> None:
+    """Predictions while another thread trains come from one of its updates, never from between."""
+    x, y, _ = data(128)
+    m, mirror = model(2), model(2)
+    outputs = {mirror.predict(x).tobytes()}
+    for _ in range(40):
+        mirror.step(x, y)
+        outputs.add(mirror.predict(x).tobytes())
+    seen: list[bytes] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(m.predict(x).tobytes())
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(40):
+        m.step(x, y)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert seen and set(seen) <= outputs
+    assert_same(m, mirror)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_children_train_after_a_fork() -> None:
+    """A child of a process that has used the pool trains, and gets the same bits."""
+    script = (
+        "import os, warnings, test_determinism as t\n"
+        "warnings.simplefilter('ignore')\n"
+        "x, y, w = t.data(200)\n"
+        "def run():\n"
+        "    m = t.model(4)\n"
+        "    m.fit(x, y, epochs=1, batch_size=100, verbose=False)\n"
+        "    return t.snapshot(m)\n"
+        "expected = run()\n"
+        "for _ in range(5):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os._exit(0 if run() == expected else 1)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "assert run() == expected\n"
+    )
+    folder = Path(__file__).parent
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=60)
