@@ -17,7 +17,9 @@ from thalweg import _core, nn, optim
 Array = npt.NDArray[Any]
 
 
-def model_of(description: Mapping[str, Any], *, dtype: str | None = None, **options: Any) -> tw.Model:
+def model_of(
+    description: Mapping[str, Any], *, dtype: str | None = None, **options: Any
+) -> tw.Model:
     """The model that a reference description means; `options` go to `tw.Model`."""
     d = dict(description)
     averaging = d.get("averaging")
@@ -41,9 +43,7 @@ def set_values(
     """Give a model the parameters and batch-norm buffers of the reference."""
     model.set_parameters(parameters)
     counts = "num_batches_tracked"
-    model.set_state(
-        {n: np.asarray(int(v)) if n.endswith(counts) else v for n, v in state.items()}
-    )
+    model.set_state({n: np.asarray(int(v)) if n.endswith(counts) else v for n, v in state.items()})
 
 
 def at_step(model: tw.Model, step: int, folder: Path) -> tw.Model:

@@ -142,7 +142,9 @@ def test_outputs_do_not_depend_on_the_batch(dtype: str) -> None:
         np.testing.assert_array_equal(
             m.predict_proba(x[first:last]), m.predict_proba(x)[first:last]
         )
-    losses = {m.evaluate(x, y, sample_weight=w, batch_size=size)["loss"] for size in (1, 64, 100, 999)}
+    losses = {
+        m.evaluate(x, y, sample_weight=w, batch_size=size)["loss"] for size in (1, 64, 100, 999)
+    }
     assert max(losses) - min(losses) <= 1e-12
 
 

@@ -1,4 +1,4 @@
-"""The matrix products against exact ones: error bound, integers bit for bit, every instruction set."""
+"""The matrix products against exact ones: error bound, exact integers, every instruction set."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ BOUNDS = {"positive": statistical, "normal": statistical, "graded": guaranteed}
 def test_error_bound(dtype: str, form: str, isa: str) -> None:
     for seed, (m, n, k) in enumerate(SHAPES):
         for kind, units in BOUNDS.items():
-            a, b = (fill(kind, s, seed + i).astype(dtype) for i, s in enumerate(operands(form, m, n, k)))
+            a, b = (
+                fill(kind, s, seed + i).astype(dtype) for i, s in enumerate(operands(form, m, n, k))
+            )
             c = _testing.gemm(a, b, form, isa)
             assert c.dtype == dtype
             assert_bound(c, form, a, b, units)

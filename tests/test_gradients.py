@@ -28,22 +28,35 @@ NETWORKS: dict[str, Layers] = {
     },
     "batch norm first": [{"type": "batch_norm"}, DENSE, {"type": "tanh"}],
     "batch norm after the activation": [DENSE, {"type": "silu"}, {"type": "batch_norm"}],
-    "batch norm last": [DENSE, {"type": "tanh"}, {"type": "dense", "units": 3, "bias": True}, {"type": "batch_norm"}],
+    "batch norm last": [
+        DENSE,
+        {"type": "tanh"},
+        {"type": "dense", "units": 3, "bias": True},
+        {"type": "batch_norm"},
+    ],
     "two batch norms": [DENSE, {"type": "batch_norm"}, {"type": "batch_norm", "weighted": True}],
     "weighted batch norm": [DENSE, {"type": "batch_norm", "weighted": True}, {"type": "relu"}],
     "dropout": [DENSE, {"type": "tanh"}, {"type": "dropout", "p": 0.4}],
     "dropout first": [{"type": "dropout", "p": 0.3}, DENSE, {"type": "dropout", "p": 0.3}],
     "maxout": [{"type": "maxout", "units": 4, "pieces": 3}],
     "maxout, batch norm": [{"type": "maxout", "units": 4}, {"type": "batch_norm"}],
-    "residual": [DENSE, {"type": "residual", "layers": [DENSE, {"type": "gelu"}, DENSE], "zero_init": False}],
-    "residual first": [{"type": "residual", "layers": [{"type": "dense", "units": FEATURES}, {"type": "relu"}]}],
+    "residual": [
+        DENSE,
+        {"type": "residual", "layers": [DENSE, {"type": "gelu"}, DENSE], "zero_init": False},
+    ],
+    "residual first": [
+        {"type": "residual", "layers": [{"type": "dense", "units": FEATURES}, {"type": "relu"}]}
+    ],
     "residual in residual": [
         DENSE,
-        {"type": "residual", "layers": [
-            {"type": "batch_norm"},
-            {"type": "residual", "layers": [DENSE, {"type": "softplus"}]},
-            {"type": "dropout", "p": 0.3},
-        ]},
+        {
+            "type": "residual",
+            "layers": [
+                {"type": "batch_norm"},
+                {"type": "residual", "layers": [DENSE, {"type": "softplus"}]},
+                {"type": "dropout", "p": 0.3},
+            ],
+        },
         {"type": "elu"},
     ],
     "residual of a batch norm": [DENSE, {"type": "residual", "layers": [{"type": "batch_norm"}]}],
@@ -52,9 +65,14 @@ NETWORKS: dict[str, Layers] = {
         {"type": "sequential", "layers": [{"type": "identity"}]},
         {"type": "sequential", "layers": [{"type": "maxout", "units": 3}]},
     ],
-    "activations in a row": [DENSE, {"type": "tanh"}, {"type": "leaky_relu", "slope": 0.2}, {"type": "elu", "alpha": 0.7}],
+    "activations in a row": [
+        DENSE,
+        {"type": "tanh"},
+        {"type": "leaky_relu", "slope": 0.2},
+        {"type": "elu", "alpha": 0.7},
+    ],
     "deep": [DENSE, {"type": "tanh"}] * 6,
-}  # fmt: skip
+}
 LOSSES: dict[str, dict[str, Any]] = {
     "cross_entropy": {"type": "cross_entropy"},
     "smoothed": {"type": "cross_entropy", "label_smoothing": 0.2},
@@ -128,9 +146,7 @@ def check(layers: Layers, loss: str, training: bool) -> None:
     assert_gradient(objective.grad(theta), objective.value, theta)
 
     def at_input(values: Array) -> float:
-        value: float = model.loss_and_grad(
-            values, y, sample_weight=weight, training=training
-        )[0]
+        value: float = model.loss_and_grad(values, y, sample_weight=weight, training=training)[0]
         return value
 
     _, gradient, dx = model.loss_and_grad(

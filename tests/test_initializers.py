@@ -26,7 +26,12 @@ INITIALIZERS: dict[str, str | init.Initializer] = {
 
 def weight(initializer: str | init.Initializer, *, seed: int = 0, **options: Any) -> Array:
     model = tw.Model(
-        [nn.Dense(FAN_OUT, init=initializer)], FAN_IN, seed=seed, dtype="float64", device="cpu", **options
+        [nn.Dense(FAN_OUT, init=initializer)],
+        FAN_IN,
+        seed=seed,
+        dtype="float64",
+        device="cpu",
+        **options,
     )
     return model.named_parameters()["layers.0.weight"]
 
@@ -75,7 +80,9 @@ def test_no_equal_rows_or_columns(name: str) -> None:
     assert len(np.unique(w, axis=1).T) == FAN_IN
 
 
-@pytest.mark.parametrize(("units", "features"), [(1, 1), (1, 9), (9, 1), (40, 7), (7, 40), (33, 33)])
+@pytest.mark.parametrize(
+    ("units", "features"), [(1, 1), (1, 9), (9, 1), (40, 7), (7, 40), (33, 33)]
+)
 @pytest.mark.parametrize("gain", [1.0, 0.5])
 def test_orthogonal(units: int, features: int, gain: float) -> None:
     layer = nn.Dense(units, init=init.Orthogonal(gain))

@@ -87,7 +87,11 @@ def test_dense(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dense_backward(dtype: str) -> None:
     for rows, out in SIZES:
-        x, w, dy = matrix((rows, 40), dtype), matrix((out, 40), dtype, 1), matrix((rows, out), dtype, 2)
+        x, w, dy = (
+            matrix((rows, 40), dtype),
+            matrix((out, 40), dtype, 1),
+            matrix((rows, out), dtype, 2),
+        )
         wide = [ref.as_float(v) for v in (dy, x, w)]
         expected, sizes = ref.dense_backward(*wide), ref.dense_backward(*map(np.abs, wide))
         for found, value, size in zip(ops.dense_backward(x, w, dy), expected, sizes, strict=True):
@@ -111,7 +115,9 @@ def test_activation_formulas(name: str) -> None:
     for a in parameters_of(name):
         for z in POINTS[::7]:
             point = np.array([z])
-            expected = [f(point, a)[0] for f in (rule.value, rule.derivative, rule.second_derivative)]
+            expected = [
+                f(point, a)[0] for f in (rule.value, rule.derivative, rule.second_derivative)
+            ]
             assert_close(_testing.activation_terms(name, z, a), expected, 1e-12, 1e-13)
 
 
@@ -254,7 +260,11 @@ def test_dropout_mask_bit_for_bit(
 
 
 def test_philox_known_answers() -> None:
-    for counter, key in (((0,) * 4, (0, 0)), ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2), ((1, 2, 3, 4), (5, 6))):
+    for counter, key in (
+        ((0,) * 4, (0, 0)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2),
+        ((1, 2, 3, 4), (5, 6)),
+    ):
         expected = ref.philox4x32(counter, key).tolist()
         assert list(_testing.philox_block(list(counter), list(key))) == expected
 
@@ -292,7 +302,10 @@ def test_softmax_cross_entropy(classes: int, scale: float, dtype: str) -> None:
             for w in (None, weight):
                 for smoothing in (0.0, 0.1):
                     expected = ref.cross_entropy(
-                        wide, target, None if w is None else ref.as_float(w), label_smoothing=smoothing
+                        wide,
+                        target,
+                        None if w is None else ref.as_float(w),
+                        label_smoothing=smoothing,
                     )
                     value, gradient = ops.softmax_cross_entropy(
                         z, target, sample_weight=w, label_smoothing=smoothing
@@ -460,6 +473,7 @@ def test_bias_corrections(t: int) -> None:
             "adam", np.zeros(1), np.ones(1), [np.ones(1), np.ones(1)],
             t=t, lr=1.0, beta1=beta1, beta2=beta2, delta=1e-30,
         )  # fmt: skip
+
         def correction(beta: float) -> float:
             return float(-np.expm1(t * np.log(beta))) if beta else 1.0
 
@@ -566,7 +580,9 @@ def test_bad_arguments(call: Any) -> None:
         call()
 
 
-@pytest.mark.parametrize("bad", [np.ones((2, 3), complex), np.ones((2, 3), object), [["a"]], "text"])
+@pytest.mark.parametrize(
+    "bad", [np.ones((2, 3), complex), np.ones((2, 3), object), [["a"]], "text"]
+)
 def test_bad_types(bad: Any) -> None:
     with pytest.raises(TypeError):
         ops.dense(bad, np.ones((4, 3)))
@@ -604,7 +620,10 @@ def test_on_every_instruction_set(isa: str, tmp_path: Path) -> None:
     if isa == information()["instruction_set"]:
         pytest.skip("this process runs it")
     folder = Path(__file__).parent
-    files = [str(folder / "test_ops.py"), f"{folder / 'test_random_networks.py'}::test_random_networks[0]"]
+    files = [
+        str(folder / "test_ops.py"),
+        f"{folder / 'test_random_networks.py'}::test_random_networks[0]",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "THALWEG_ISA": isa}
     run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)

@@ -22,7 +22,9 @@ def order(
     )
 
 
-@pytest.mark.parametrize("n", [*range(1, 70), 255, 256, 257, 1000, 1023, 1025, 4096, 65537, 100_003])
+@pytest.mark.parametrize(
+    "n", [*range(1, 70), 255, 256, 257, 1000, 1023, 1025, 4096, 65537, 100_003]
+)
 def test_bijection(n: int) -> None:
     for seed, epoch in ((0, 0), (1, 5), (2**64 - 1, 2**64 - 1)):
         found = order(n, seed, epoch)
@@ -43,7 +45,9 @@ def test_seed_and_epoch_are_keys() -> None:
     first = order(1000, 3, 7)
     np.testing.assert_array_equal(first, order(1000, 3, 7))
     np.testing.assert_array_equal(first[100:200], order(1000, 3, 7, 100, 100))
-    others = [order(1000, s, e) for s, e in ((3, 8), (4, 7), (7, 3), (3 + 2**32, 7), (3, 7 + 2**32))]
+    others = [
+        order(1000, s, e) for s, e in ((3, 8), (4, 7), (7, 3), (3 + 2**32, 7), (3, 7 + 2**32))
+    ]
     for other in others:
         assert (first == other).mean() < 0.02
 

@@ -1,4 +1,4 @@
-"""Random networks against the float64 reference: outputs, loss, all gradients, running statistics."""
+"""Random networks against the float64 reference: outputs, loss, gradients, running statistics."""
 
 from __future__ import annotations
 

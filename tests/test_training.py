@@ -1,4 +1,4 @@
-"""Training against the reference trainer: `step`, `fit`, its orders, its ways to stop, its errors."""
+"""Training against the reference trainer: `step`, `fit`, its orders, ways to stop and errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def pair(
     return model, ref.Trainer(description, parameters, state, steps_per_epoch=steps_per_epoch)
 
 
-def assert_close(actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float, what: str) -> None:
+def assert_close(
+    actual: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float, what: str
+) -> None:
     a, e = ref.as_float(actual), ref.as_float(expected)
     assert a.shape == e.shape, what
     error = np.abs(a - e).max(initial=0.0) / max(1.0, np.abs(e).max(initial=0.0))
@@ -147,12 +149,16 @@ def train(
 # -- one update after the other ------------------------------------------------------------------
 
 LR_SCHEDULE = {
-    "warmup": {"schedule": "warmup", "steps": 5, "then": {"schedule": "cosine", "start": 0.05, "steps": 20, "end": 0.001}},
+    "warmup": {
+        "schedule": "warmup",
+        "steps": 5,
+        "then": {"schedule": "cosine", "start": 0.05, "steps": 20, "end": 0.001},
+    },
     "linear": {"schedule": "linear", "start": 0.05, "end": 0.005, "tau": 15},
     "one_cycle": {"schedule": "one_cycle", "peak": 0.05, "steps": 25},
     "step": {"schedule": "step", "start": 0.05, "factor": 0.5, "every": 7},
     "robbins_monro": {"schedule": "robbins_monro", "start": 0.05, "k0": 10.0},
-}  # fmt: skip
+}
 GROUPS = [
     {"match": "layers.0.*", "lr_scale": 0.5},
     {"match": "layers.1.weight", "frozen": True},
@@ -398,9 +404,7 @@ def test_fit_on_batches_is_a_loop_of_steps() -> None:
     x, y, w = data()
     given = [(x[r], y[r], w[r]) for r in batches_of(np.arange(ROWS), 23)]  # the last has one row
     arrays, listed, generated = (model_of(describe(dtype="float32")) for _ in range(3))
-    first = arrays.fit(
-        x, y, sample_weight=w, epochs=2, batch_size=23, shuffle=False, verbose=False
-    )
+    first = arrays.fit(x, y, sample_weight=w, epochs=2, batch_size=23, shuffle=False, verbose=False)
     second = listed.fit(given, epochs=2, verbose=False)
     generated.fit((b for b in given), verbose=False)
     np.testing.assert_array_equal(arrays.parameters, listed.parameters)
@@ -474,7 +478,9 @@ def test_stack_reads_a_permuted_copy() -> None:
     np.testing.assert_array_equal(x, kept)
 
 
-@pytest.mark.parametrize("layout", ["fortran", "reversed", "strided", "float32", "int8", "bool", "offset"])
+@pytest.mark.parametrize(
+    "layout", ["fortran", "reversed", "strided", "float32", "int8", "bool", "offset"]
+)
 def test_fit_reads_any_layout(layout: str) -> None:
     x, y, _ = data()
     x = np.round(4 * x)
@@ -558,7 +564,12 @@ def test_a_new_optimizer_starts_from_its_first_update() -> None:
 def diverging() -> tw.Model:
     """Its loss grows from the first update on, slowly."""
     return tw.Model(
-        [nn.Dense(1, init="zeros")], 1, "squared_error", optim.SGD(1.05), dtype="float64", device="cpu"
+        [nn.Dense(1, init="zeros")],
+        1,
+        "squared_error",
+        optim.SGD(1.05),
+        dtype="float64",
+        device="cpu",
     )
 
 
@@ -590,9 +601,7 @@ def test_early_stopping_wants_min_delta_and_maximizes_accuracy() -> None:
     rule = callbacks.EarlyStopping("loss", patience=2, min_delta=100.0)
     assert len(model.fit(x, y, epochs=9, early_stopping=rule, verbose=False)) == 3
     rule = callbacks.EarlyStopping("validation_accuracy", patience=3)
-    history = model.fit(
-        x, y, epochs=60, validation_data=(x, y), early_stopping=rule, verbose=False
-    )
+    history = model.fit(x, y, epochs=60, validation_data=(x, y), early_stopping=rule, verbose=False)
     best = int(np.argmax(history["validation_accuracy"]))
     assert history.best_epoch == history["epoch"][best]
     if history.stopped_because == "early_stopping":
@@ -607,9 +616,7 @@ def test_early_stopping_restores_batch_norm_statistics() -> None:
     options = describe(optimizer={"type": "sgd", "lr": 3.0}, layers=NETWORK)
     model, kept = model_of(options), model_of(options)
     rule = callbacks.EarlyStopping(patience=4)
-    history = model.fit(
-        x, y, epochs=30, validation_data=(x, y), early_stopping=rule, verbose=False
-    )
+    history = model.fit(x, y, epochs=30, validation_data=(x, y), early_stopping=rule, verbose=False)
     kept.fit(x, y, epochs=history.best_epoch, verbose=False)
     np.testing.assert_array_equal(model.parameters, kept.parameters)
     for name, value in model.named_state().items():
@@ -808,7 +815,7 @@ def test_check_finite_gradients_keeps_the_whole_update_back() -> None:
 
 
 def test_clipping_survives_huge_gradients() -> None:
-    """Gradients of 1e20 have squares beyond float32; the norm is finite and the update is its limit."""
+    """Gradients of 1e20 have squares beyond float32; the norm is finite, the update its limit."""
 
     def steep(z: Array, target: Array) -> tuple[float, Array]:
         return 0.0, np.full_like(z, 1e20)
@@ -925,7 +932,9 @@ def test_recalibration_is_the_mean_over_batches() -> None:
 
 def test_evaluate_and_its_metrics() -> None:
     x, y, w = data(333)
-    model, trainer = pair(describe(layers=PLAIN, loss={"type": "cross_entropy", "label_smoothing": 0.1}))
+    model, trainer = pair(
+        describe(layers=PLAIN, loss={"type": "cross_entropy", "label_smoothing": 0.1})
+    )
     z, _, _ = trainer.network.forward(trainer.parameters, x)
     for weight in (None, w):
         found = model.evaluate(x, y, sample_weight=weight, batch_size=64, top_k=2)
@@ -968,7 +977,8 @@ def test_activations_are_the_layer_outputs() -> None:
 
 # -- bad input -----------------------------------------------------------------------------------
 
-BAD_DATA: dict[str, tuple[type[Exception], Callable[[Array, Array, Array], tuple[Any, Any, Any]]]] = {
+BadData = Callable[[Array, Array, Array], tuple[Any, Any, Any]]
+BAD_DATA: dict[str, tuple[type[Exception], BadData]] = {
     "x is one-dimensional": (ValueError, lambda x, y, w: (x[0], y, None)),
     "x is too wide": (ValueError, lambda x, y, w: (np.hstack([x, x]), y, None)),
     "x is empty": (ValueError, lambda x, y, w: (x[:0], y[:0], None)),
@@ -989,7 +999,7 @@ BAD_DATA: dict[str, tuple[type[Exception], Callable[[Array, Array, Array], tuple
     "weights are NaN": (ValueError, lambda x, y, w: (x, y, w * np.nan)),
     "weights are zero": (ValueError, lambda x, y, w: (x, y, w * 0)),
     "weights are short": (ValueError, lambda x, y, w: (x, y, w[:-1])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
@@ -1066,3 +1076,22 @@ def test_one_epoch_of_every_public_description() -> None:
     for m in (model, again):
         m.fit(x, y, epochs=2, verbose=False)
     assert_same(model, again)
+
+
+def test_input_gradients_after_training() -> None:
+    """The weights behind an input gradient are those of the last update, set or restored."""
+    x, y, _ = data()
+    model = model_of(describe())
+    for change in (
+        lambda: model.step(x, y),
+        lambda: model.fit(x, y, batch_size=16, verbose=False),
+        lambda: model.set_parameters(model.parameters + 0.1),
+        model.reset,
+    ):
+        model.input_gradient(x, y)
+        change()
+        fresh = model_of(describe())
+        set_values(fresh, model.named_parameters(), model.named_state())
+        expected = fresh.input_gradient(x, y)
+        np.testing.assert_array_equal(model.input_gradient(x, y), expected)
+        np.testing.assert_array_equal(model.copy().input_gradient(x, y), expected)

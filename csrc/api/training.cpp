@@ -191,6 +191,9 @@ tw_status tw_model_set_custom_loss(tw_model* model, tw_loss_callback loss, void*
   return guarded([&] {
     tw_model& target = required(model, "tw_model_set_custom_loss", "model");
     required(loss, "tw_model_set_custom_loss", "loss");
+    expect<ValueError>(
+        target.model->description().loss.kind == LossDescription::Kind::kCustom,
+        "[tw_model_set_custom_loss] expected a model described with a loss of type custom");
     CustomLoss function = [=](const void* outputs, const std::int64_t* row_index, std::int64_t rows,
                               void* gradient) {
       double value = 0.0;

@@ -19,6 +19,8 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/bound_model.h"
+#include "bindings/fit_values.h"
 #include "bindings/model_lock.h"
 #include "bindings/numpy_arrays.h"
 #include "bindings/python_call.h"
@@ -58,26 +60,6 @@ class DataArguments {
   std::optional<InputArray> x_, y_, weights_;
 };
 
-Shuffle shuffle_of(const std::string& name) {
-  if (name == "epoch") return Shuffle::kEpoch;
-  if (name == "stack") return Shuffle::kStack;
-  if (name == "iid") return Shuffle::kIid;
-  expect<ValueError>(name == "none",
-                     "[fit] expected shuffle 'epoch', 'stack', 'iid' or 'none', got '", name, "'");
-  return Shuffle::kNone;
-}
-
-Monitor monitor_of(const std::string& name) {
-  if (name == "validation_loss") return Monitor::kValidationLoss;
-  if (name == "validation_accuracy") return Monitor::kValidationAccuracy;
-  if (name == "loss") return Monitor::kLoss;
-  expect<ValueError>(name == "accuracy",
-                     "[fit] expected monitor 'validation_loss', 'validation_accuracy', 'loss' or "
-                     "'accuracy', got '",
-                     name, "'");
-  return Monitor::kAccuracy;
-}
-
 // A contiguous vector of exactly `size` elements of `dtype`.
 const void* flat_data(const py::array& values, DType dtype, std::int64_t size,
                       const char* operation) {
@@ -93,25 +75,6 @@ const void* flat_data(const py::array& values, DType dtype, std::int64_t size,
 }
 
 // ---- results ------------------------------------------------------------------------------------
-
-// Accuracy is left out where the loss has no classes.
-void put_metrics(py::dict& row, const Metrics& metrics, const std::string& prefix = "") {
-  row[py::str(prefix + "loss")] = metrics.loss;
-  if (!std::isnan(metrics.accuracy)) row[py::str(prefix + "accuracy")] = metrics.accuracy;
-}
-
-py::dict epoch_row(const EpochRecord& record) {
-  py::dict row;
-  row["epoch"] = record.epoch;
-  put_metrics(row, record.train);
-  if (record.validation) put_metrics(row, *record.validation, "validation_");
-  row["lr"] = record.lr;
-  row["seconds"] = record.seconds;
-  row["samples_per_second"] = record.samples_per_second;
-  row["steps"] = record.steps;
-  row["skipped_rows"] = record.skipped_rows;
-  return row;
-}
 
 py::dict step_row(const StepRecord& record) {
   py::dict row;
@@ -321,26 +284,16 @@ class PyModel {
                const py::object& validation_x, const py::object& validation_y,
                const py::object& validation_weights, std::int64_t epochs, std::int64_t batch_size,
                const std::string& shuffle, std::int64_t accumulate,
-               const std::optional<std::tuple<std::string, std::int64_t, double, bool>>& stopping,
-               std::optional<std::int64_t> max_steps, std::optional<double> stop_at_loss,
-               const py::object& on_epoch, const py::object& on_step, std::int64_t every,
-               const py::object& on_progress, const py::object& loss, const py::object& targets) {
+               const std::optional<StoppingTuple>& stopping, std::optional<std::int64_t> max_steps,
+               std::optional<double> stop_at_loss, const py::object& on_epoch,
+               const py::object& on_step, std::int64_t every, const py::object& on_progress,
+               const py::object& loss, const py::object& targets) {
     const DataArguments training("fit", x, y, weights);
     const DataArguments validation("fit", validation_x, validation_y, validation_weights,
                                    "validation ");
-    FitOptions options;
+    FitOptions options =
+        fit_options(epochs, batch_size, shuffle, accumulate, stopping, max_steps, stop_at_loss);
     options.validation = validation.data();
-    options.epochs = epochs;
-    options.batch_size = batch_size;
-    options.shuffle = shuffle_of(shuffle);
-    options.accumulate = accumulate;
-    if (stopping) {
-      const auto& [monitor, patience, min_delta, restore_best] = *stopping;
-      options.early_stopping =
-          EarlyStopping{monitor_of(monitor), patience, min_delta, restore_best};
-    }
-    options.max_steps = max_steps;
-    options.stop_at_loss = stop_at_loss;
 
     PythonCall call;
     const PythonLoss python_loss(call, loss, targets, &lock_);
@@ -370,13 +323,7 @@ class PyModel {
       options.interrupt = interrupt;
       result = self.fit(data, options);
     });
-    py::list rows;
-    for (const EpochRecord& record : result.epochs) rows.append(epoch_row(record));
-    py::dict out;
-    out["epochs"] = rows;
-    out["stopped_because"] = result.stopped_because;
-    out["best_epoch"] = result.best_epoch;
-    return out;
+    return fit_row(result);
   }
 
   py::dict step(const py::object& x, const py::object& y, const py::object& weights,
@@ -484,6 +431,8 @@ class PyModel {
     return py::make_tuple(row, gradient, dx);
   }
 
+  BoundModel bound() { return {*model_, lock_}; }
+
   // ---- files
 
   void save(const std::string& path) const {
@@ -577,6 +526,8 @@ class PyModel {
 };
 
 }  // namespace
+
+BoundModel bound_model(py::handle object) { return object.cast<PyModel&>().bound(); }
 
 void bind_model(py::module_& module) {
   py::class_<PyModel>(module, "Model", "One engine model. Private: use thalweg.Model.")

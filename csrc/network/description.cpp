@@ -63,7 +63,7 @@ std::string shown(const Json& json) {
 class Members {
  public:
   // A string stands for an object that has only `naming_key`.
-  Members(const Json& json, std::string path, std::string naming_key = "type")
+  Members(const Json& json, std::string path, const std::string& naming_key = "type")
       : path_(std::move(path)), object_(json.object() ? &json : nullptr) {
     if (json.string()) {
       name_only_ = json_object(naming_key, json);

@@ -11,6 +11,8 @@
 namespace thalweg {
 namespace {
 
+static_assert(kActivationIdentity == 0, "an activation that nobody set is the identity");
+
 bool activation_needs_input(int id) {
   return dispatch_activation(
       id, [](auto phi) { return decltype(phi)::backward_needs == ActivationNeeds::input; });

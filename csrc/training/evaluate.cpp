@@ -166,11 +166,14 @@ void TypedModel<T>::predict_probabilities(const ArrayView& x, std::int64_t batch
   const LossDescription& loss = plan_.description.loss;
   const bool softmax = loss.kind == LossDescription::Kind::kCrossEntropy;
   const bool elementwise = loss.kind == LossDescription::Kind::kElementwise;
-  expect<ValueError>(
-      softmax || (elementwise && (loss.elementwise == kLossBinaryCrossEntropy ||
-                                  loss.elementwise == kLossLogistic)),
-      "[predict_proba] expected a model with a loss of class probabilities (cross_entropy, "
-      "binary_cross_entropy, logistic); use predict");
+  // P(+1) is the sigmoid of the output, and of twice the output where exp(-t z) is minimized
+  // (Friedman, Hastie, Tibshirani 2000).
+  const bool exponential = elementwise && loss.elementwise == kLossExponential;
+  expect<ValueError>(softmax || exponential ||
+                         (elementwise && (loss.elementwise == kLossBinaryCrossEntropy ||
+                                          loss.elementwise == kLossLogistic)),
+                     "[predict_proba] expected a model with a loss of class probabilities "
+                     "(cross_entropy, binary_cross_entropy, logistic, exponential); use predict");
   const std::int64_t width = plan_.out_features;
   infer(x, batch_size, interrupt, "predict_proba",
         [&](Team& team, const Executor<T>& executor, Workspace<T>& workspace, const Batch& batch) {
@@ -180,11 +183,16 @@ void TypedModel<T>::predict_probabilities(const ArrayView& x, std::int64_t batch
           T* to = static_cast<T*>(out) + batch.first * width;
           team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
             const Range rows = row_block(block, batch.rows);
-            if (softmax)
+            const Range panels{0, probabilities.panels()};
+            if (softmax) {
               kernels_.softmax(outputs, probabilities, rows);
-            else
-              kernels_.activation(outputs, probabilities, {kActivationSigmoid, 0.0}, rows,
-                                  {0, probabilities.panels()});
+            } else if (exponential) {
+              kernels_.add(outputs, outputs, probabilities, rows, panels);
+              kernels_.activation(probabilities, probabilities, {kActivationSigmoid, 0.0}, rows,
+                                  panels);
+            } else {
+              kernels_.activation(outputs, probabilities, {kActivationSigmoid, 0.0}, rows, panels);
+            }
             kernels_.scatter(probabilities, rows, to, width);
           });
         });

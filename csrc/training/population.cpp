@@ -27,7 +27,7 @@ class Crew {
 
   bool working() const { return next_ < count_ && !stop_; }
 
-  void work(Team& team, bool wants_team) {
+  void work(Team& team) {
     const Interrupt ask = [&] { return team.rank() == 0 ? lead() : stop_.load(); };
     while (!stop_) {
       const std::int64_t member = next_.fetch_add(1);
@@ -37,8 +37,8 @@ class Crew {
       } catch (...) {
         if (!stop_.exchange(true)) error_ = std::current_exception();
       }
-      // Another call has the workers: perhaps not for long.
-      if (wants_team && team.size() == 1) return;
+      // Another call has the workers, perhaps not for long.
+      if (team.size() == 1) return;
     }
     std::unique_lock lock(mutex_);
     if (team.rank() != 0) {
@@ -91,6 +91,14 @@ void check_rows(const Member& member) {
   for (const std::int64_t row : member.rows)
     expect<ValueError>(row >= 0 && row < member.data.x.rows, "[fit] expected rows in [0, ",
                        member.data.x.rows, "), got ", row);
+  if (member.rows.empty() || !member.data.weights.present()) return;
+  Batch batch;
+  batch.data = &member.data;
+  const bool positive = std::any_of(member.rows.begin(), member.rows.end(), [&](std::int64_t row) {
+    return row_weight<double>(batch, row) > 0.0;
+  });
+  expect<ValueError>(positive,
+                     "[fit] expected sample weights with a positive sum, got all zeros in rows");
 }
 
 // The shape of the data that a member trains on.
@@ -159,8 +167,7 @@ void for_each_member(std::int64_t count, int threads, const char* operation,
   }
   Crew crew(count, interrupt, job);
   const int wanted = static_cast<int>(std::min<std::int64_t>(threads, count));
-  while (crew.working())
-    ThreadPool::shared().run(wanted, [&](Team& team) { crew.work(team, true); });
+  while (crew.working()) ThreadPool::shared().run(wanted, [&](Team& team) { crew.work(team); });
   crew.report(operation);
 }
 
@@ -169,24 +176,16 @@ std::vector<MemberResult> fit_population(std::vector<Member> members, int thread
   std::vector<MemberResult> results(members.size());
   if (members.empty()) return results;
   check_members(members, interrupt);
-  std::mutex callbacks;
   const int used = side_by_side(members, threads) ? threads : 1;
   const MemberJob train = [&](std::int64_t i, const Interrupt& ask) {
     Member& member = members[static_cast<std::size_t>(i)];
     MemberResult& result = results[static_cast<std::size_t>(i)];
     FitOptions& options = member.options;
     options.interrupt = ask;
-    options.on_epoch = [&, user = std::move(options.on_epoch)](const EpochRecord& record) {
+    options.on_epoch = [&, report = std::move(options.on_epoch)](const EpochRecord& record) {
       result.fit.epochs.push_back(record);
-      if (!user) return true;
-      const std::lock_guard lock(callbacks);
-      return user(record);
+      return !report || report(record);
     };
-    if (options.on_step)
-      options.on_step = [&, user = std::move(options.on_step)](const StepRecord& record) {
-        const std::lock_guard lock(callbacks);
-        return user(record);
-      };
     try {
       result.fit = fit_rows(member, ask);
     } catch (const NonFiniteError& error) {

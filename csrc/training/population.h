@@ -31,8 +31,8 @@ struct Member {
   Data data;
   // Rows of data to train on, in this order; empty: all.
   std::vector<std::int64_t> rows;
-  // Callbacks run on the thread that trains the model, those of all members one at a time. The
-  // interrupt is that of the population.
+  // Callbacks run on the thread that trains the model, those of several members at the same time.
+  // The interrupt is that of the population.
   FitOptions options;
 };
 

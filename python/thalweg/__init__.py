@@ -22,6 +22,7 @@ from thalweg._core import CheckpointError, DeviceError, NonFiniteError, __versio
 if TYPE_CHECKING:
     from thalweg import callbacks, datasets, errors, init, losses, nn, ops, optim, schedules
     from thalweg.model import History, Model, Objective
+    from thalweg.population import Population, PopulationHistory
 
 __all__ = [
     "CheckpointError",
@@ -30,6 +31,8 @@ __all__ = [
     "Model",
     "NonFiniteError",
     "Objective",
+    "Population",
+    "PopulationHistory",
     "__version__",
     "callbacks",
     "datasets",
@@ -44,6 +47,7 @@ __all__ = [
 ]
 
 _FROM_MODEL = ("History", "Model", "Objective")
+_FROM_POPULATION = ("Population", "PopulationHistory")
 _MODULES = (
     "callbacks",
     "datasets",
@@ -62,6 +66,8 @@ def __getattr__(name: str) -> Any:
     """Submodules and classes on first use: importing the package stays fast."""
     if name in _FROM_MODEL:
         return getattr(importlib.import_module("thalweg.model"), name)
+    if name in _FROM_POPULATION:
+        return getattr(importlib.import_module("thalweg.population"), name)
     if name in _MODULES:
         return importlib.import_module(f"thalweg.{name}")
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

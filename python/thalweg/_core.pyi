@@ -115,6 +115,31 @@ class Model:
     def save(self, path: str) -> None: ...
     def load_weights(self, path: str) -> None: ...
 
+_Arrays = tuple[list[Any], list[Any], list[Any]]
+
+def fit_members(
+    *,
+    models: list[Model],
+    threads: int,
+    arrays: _Arrays,
+    rows: Sequence[NDArray[np.int64]],
+    validation_arrays: _Arrays,
+    epochs: int,
+    batch_size: int,
+    shuffle: str,
+    accumulate: int,
+    early_stopping: tuple[str, int, float, bool] | None,
+    max_steps: int | None,
+    stop_at_loss: float | None,
+    on_epoch: Callable[[int, dict[str, Any]], object] | None,
+) -> list[dict[str, Any]]: ...
+def evaluate_members(
+    models: list[Model], threads: int, arrays: _Arrays, batch_size: int
+) -> list[dict[str, float]]: ...
+def predict_members(
+    models: list[Model], threads: int, x: Any, batch_size: int, probabilities: bool
+) -> NDArray[Any]: ...
+
 class ops:
     """A submodule."""
 

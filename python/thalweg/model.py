@@ -523,6 +523,9 @@ class Model:
     def predict_proba(self, x: ArrayLike, *, batch_size: int = 1024) -> Array:
         """Probabilities: softmax of the outputs for cross-entropy, sigmoid for the binary losses.
 
+        The exponential loss is least at half the log odds, so there it is the sigmoid of twice the
+        output (Friedman, Hastie, Tibshirani 2000).
+
         Parameters
         ----------
         x : array ``[rows, in_features]``
