@@ -38,16 +38,17 @@ def data(rows: int = 70) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 # ---- early stopping ------------------------------------------------------------------------------
 
 
-def test_nan_is_never_the_best_validation_loss() -> None:
+@pytest.mark.parametrize("batches", [False, True])
+def test_nan_is_never_the_best_validation_loss(batches: bool) -> None:
     x, y = data()
     overflowing = np.full((4, 4), 3e38) * [1, -1, 1, -1]
     network = nn.Sequential(nn.Dense(8, init="he_normal"), nn.ReLU(), nn.Dense(3))
     model = tw.Model(network, in_features=4, seed=3)
     model.fit(x, y, epochs=9, verbose=False)
     plain = model.copy()
+    training = ([(x, y)],) if batches else (x, y)
     history = model.fit(
-        x,
-        y,
+        *training,
         epochs=20,
         validation_data=(overflowing, y[:4]),
         early_stopping=callbacks.EarlyStopping(patience=3),
@@ -56,7 +57,7 @@ def test_nan_is_never_the_best_validation_loss() -> None:
     assert all(math.isnan(row["validation_loss"]) for row in history.epochs)
     assert history.stopped_because == "early_stopping"
     assert len(history.epochs) == 3  # patience counts from the start of this call
-    plain.fit(x, y, epochs=3, verbose=False)
+    plain.fit(*training, epochs=3, verbose=False)
     np.testing.assert_array_equal(model.parameters, plain.parameters)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -1051,7 +1052,8 @@ def test_bad_options_change_nothing(options: dict[str, Any], error: type[Excepti
 
 def test_a_tail_of_one_row_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     x, y, _ = data(33)
-    history = model_of(describe()).fit(x, y, batch_size=16, verbose=False)
+    with caplog.at_level(logging.WARNING, "thalweg"):
+        history = model_of(describe()).fit(x, y, batch_size=16, verbose=False)
     assert history.skipped_rows == 1
     assert "1" in caplog.text and "batch norm" in caplog.text
     plain = model_of(describe(layers=PLAIN)).fit(x, y, batch_size=16, verbose=False)

@@ -1,9 +1,12 @@
 // Training and evaluation behind the C interface.
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "api/convert.h"
 #include "api/guard.h"
 #include "api/handles.h"
+#include "training/population.h"
 
 namespace {
 
@@ -137,6 +140,41 @@ tw_status tw_model_fit(tw_model* model, const tw_array* x, const tw_array* y,
     auto history = std::make_unique<tw_fit_result>();  // nothing can fail after the training
     history->result = target.fit(data, fit_options);
     if (result) *result = history.release();
+  });
+}
+
+tw_status tw_fit_many(tw_model* const* models, int64_t num_models, const tw_array* x,
+                      const tw_array* y, const tw_array* weights, int64_t num_data_sets,
+                      const tw_fit_options* options, int32_t threads, tw_fit_result** results) {
+  return guarded([&] {
+    required(models, "fit_many", "models");
+    required(x, "fit_many", "x");
+    required(y, "fit_many", "y");
+    expect<ValueError>(num_models >= 1, "[fit_many] expected num_models >= 1, got ", num_models);
+    expect<ValueError>(num_data_sets == 1 || num_data_sets == num_models,
+                       "[fit_many] expected num_data_sets to be 1 or ", num_models, ", got ",
+                       num_data_sets);
+    expect<ValueError>(threads >= 0, "[fit_many] expected threads >= 0, got ", threads);
+    const FitOptions fit_options = to_fit_options(options);
+    expect<ValueError>(!fit_options.on_epoch && !fit_options.on_step,
+                       "[fit_many] expected on_epoch and on_step to be NULL, got a function");
+    std::vector<Member> members;
+    std::vector<std::unique_ptr<tw_fit_result>> histories;  // nothing can fail after the training
+    for (std::int64_t i = 0; i < num_models; ++i) {
+      const std::int64_t set = num_data_sets == 1 ? 0 : i;
+      Member& member = members.emplace_back();
+      member.model = required(models[i], "fit_many", "models").model.get();
+      member.data = to_data(x + set, y + set, weights ? weights + set : nullptr, "fit_many");
+      member.options = fit_options;
+      histories.push_back(std::make_unique<tw_fit_result>());
+    }
+    std::vector<MemberResult> trained =
+        fit_population(std::move(members), threads > 0 ? threads : ThreadPool::default_threads(),
+                       fit_options.interrupt);
+    for (std::size_t i = 0; results && i < trained.size(); ++i) {
+      histories[i]->result = std::move(trained[i].fit);
+      results[i] = histories[i].release();
+    }
   });
 }
 

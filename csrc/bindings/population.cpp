@@ -152,6 +152,7 @@ py::list evaluate_members(const py::list& models, int threads, const py::tuple& 
     const MemberJob evaluate = [&](std::int64_t member, const Interrupt& ask) {
       const auto i = static_cast<std::size_t>(member);
       metrics[i] = bound[i].model.evaluate(member_data[i], batch_size, ask);
+      bound[i].model.release_workspaces();
     };
     for_each_member(static_cast<std::int64_t>(bound.size()), threads, "evaluate", interrupt,
                     evaluate);
@@ -187,6 +188,7 @@ py::array predict_members(const py::list& models, int threads, const py::object&
       } else {
         model.predict(view, batch_size, data + member * stride, ask);
       }
+      model.release_workspaces();
     };
     for_each_member(static_cast<std::int64_t>(bound.size()), threads, operation, interrupt,
                     predict);

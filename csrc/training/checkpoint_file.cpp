@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -566,17 +567,17 @@ bool is_temporary(std::string_view name, std::string_view prefix) {
 
 // Removes what writers of the same file left when they were killed.
 void remove_stale_temporaries(const Location& location) {
-  DIR* const folder = ::opendir(location.folder_path());
+  const auto close = [](DIR* open) { ::closedir(open); };
+  const std::unique_ptr<DIR, decltype(close)> folder(::opendir(location.folder_path()));
   if (folder == nullptr) return;
   const std::string prefix = location.temporary_prefix();
-  while (const dirent* entry = ::readdir(folder)) {
+  while (const dirent* entry = ::readdir(folder.get())) {
     const std::string_view name = entry->d_name;
     if (!is_temporary(name, prefix)) continue;
     const std::string path = location.folder + entry->d_name;
     const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
     if (file.get() >= 0 && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0) ::unlink(path.c_str());
   }
-  ::closedir(folder);
 }
 
 void sync_folder(const Location& location) {

@@ -167,6 +167,9 @@ class TW_INTERNAL_API Model {
   virtual Metrics loss_and_gradient(const Data& data, const GradientOptions& options,
                                     void* gradient, void* input_gradient) const = 0;
 
+  // Frees the memory that pure calls keep for later ones.
+  virtual void release_workspaces() const = 0;
+
   // ---- values, canonical flat vectors in the model's element type unless said otherwise
   virtual void get_parameters(void* out) const = 0;
   virtual void set_parameters(const void* in) = 0;

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "training/data.h"
@@ -112,6 +113,10 @@ Data chosen_shape(const Member& member) {
 
 // All that can be wrong; after it, the data count as checked.
 void check_members(std::vector<Member>& members, const Interrupt& interrupt) {
+  std::set<const Model*> models;
+  for (const Member& member : members)
+    expect<ValueError>(models.insert(member.model).second,
+                       "[fit] expected different models, got one of them twice");
   for (std::size_t i = 0; i < members.size(); ++i) {
     Member& member = members[i];
     FitOptions& options = member.options;
@@ -192,6 +197,7 @@ std::vector<MemberResult> fit_population(std::vector<Member> members, int thread
       result.fit.stopped_because = "non_finite";
       result.failure = error;
     }
+    member.model->release_workspaces();  // of the validation: each thread needs one, not each model
   };
   for_each_member(static_cast<std::int64_t>(members.size()), used, "fit", interrupt, train);
   return results;

@@ -84,6 +84,11 @@ class TypedModel final : public Model {
   Metrics loss_and_gradient(const Data& data, const GradientOptions& options, void* gradient,
                             void* input_gradient) const override;
 
+  void release_workspaces() const override {
+    const std::lock_guard lock(pool_mutex_);
+    pool_.clear();
+  }
+
   void get_parameters(void* out) const override;
   void set_parameters(const void* in) override;
   void get_theta(void* out) const override;

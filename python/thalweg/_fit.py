@@ -6,6 +6,7 @@ one, and a loss written in Python with validation data goes epoch by epoch: both
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -420,6 +421,7 @@ def run_epochs(
     history, stopping = listener.history, options.early_stopping
     left = options.max_steps
     best: float | None = None
+    waited = 0  # epochs since the best one
     kept: tuple[npt.NDArray[Any], npt.NDArray[Any], Sequence[int]] | None = None
     history.stopped_because = "epochs"
     for _ in range(options.epochs):
@@ -438,15 +440,18 @@ def run_epochs(
             break
         if stopping is not None:
             score = monitored(row, stopping.monitor)
-            if best is None or score > best + stopping.min_delta:
-                best = score
+            improved = best is None or score > best + stopping.min_delta
+            if improved and not math.isnan(score):
+                best, waited = score, 0
                 history.best_epoch = row["epoch"]
                 if stopping.restore_best:
                     core = model._core
                     kept = core.parameters(), core.state(), core.batches_tracked()
-            elif row["epoch"] - history.best_epoch >= max(1, stopping.patience):
-                history.stopped_because = "early_stopping"
-                break
+            else:
+                waited += 1
+                if waited >= max(1, stopping.patience):
+                    history.stopped_because = "early_stopping"
+                    break
         if options.stop_at_loss is not None and row["loss"] < options.stop_at_loss:
             history.stopped_because = "stop_at_loss"
             break

@@ -51,10 +51,10 @@ enum { kRows = 64 };
 static void check_training(void) {
   double inputs[kRows][2];
   float targets[kRows];
-  float outputs[kRows];
+  float outputs[kRows], alone[kRows];
   int epochs = 0, i;
-  tw_model *model = NULL, *copy = NULL;
-  tw_fit_result* history = NULL;
+  tw_model *model = NULL, *copy = NULL, *many[3] = {NULL, NULL, NULL};
+  tw_fit_result *history = NULL, *results[2] = {NULL, NULL};
   tw_metrics before, after;
   tw_epoch_record record = {.struct_size = sizeof record};
   tw_tensor_info tensor = {.struct_size = sizeof tensor};
@@ -115,8 +115,26 @@ static void check_training(void) {
   expect(tw_model_fit(copy, &x, &y, NULL, &options, NULL) == TW_ERROR_CALLBACK, "TW_FAIL");
   expect(tw_model_predict(copy, &x, NULL, outputs, sizeof outputs) == TW_OK, "predict afterwards");
 
+  options = (tw_fit_options){.struct_size = sizeof options, .epochs = 2};
+  expect(tw_model_copy(copy, &many[0]) == TW_OK && tw_model_copy(model, &many[1]) == TW_OK,
+         "copies");
+  expect(tw_fit_many(many, 2, &x, &y, NULL, 1, &options, 2, results) == TW_OK, "fit_many");
+  expect(tw_fit_result_num_epochs(results[1]) == 2, "epochs of fit_many");
+  expect(tw_model_fit(copy, &x, &y, NULL, &options, NULL) == TW_OK, "fit alone");
+  expect(tw_model_predict(many[0], &x, NULL, outputs, sizeof outputs) == TW_OK &&
+             tw_model_predict(copy, &x, NULL, alone, sizeof alone) == TW_OK &&
+             memcmp(outputs, alone, sizeof alone) == 0,
+         "fit_many as fit");
+  expect(tw_fit_many(many, 2, &x, &y, NULL, 3, &options, 0, NULL) == TW_ERROR_VALUE, "data sets");
+  many[2] = many[0];
+  expect(tw_fit_many(many, 3, &x, &y, NULL, 1, &options, 0, NULL) == TW_ERROR_VALUE, "twice");
+
   tw_string_destroy(json);
   tw_fit_result_destroy(history);
+  tw_fit_result_destroy(results[0]);
+  tw_fit_result_destroy(results[1]);
+  tw_model_destroy(many[0]);
+  tw_model_destroy(many[1]);
   tw_model_destroy(copy);
   tw_model_destroy(model);
 }

@@ -338,11 +338,24 @@ TW_API int64_t tw_fit_result_num_epochs(const tw_fit_result* result);
 /* 0 <= index < num_epochs. */
 TW_API tw_status tw_fit_result_epoch(const tw_fit_result* result, int64_t index,
                                      tw_epoch_record* record);
-/* "epochs", "max_steps", "early_stopping", "stop_at_loss" or "callback". */
+/* "epochs", "max_steps", "early_stopping", "stop_at_loss", "callback" or "non_finite". */
 TW_API const char* tw_fit_result_stopped_because(const tw_fit_result* result);
 /* The best epoch under early stopping, or 0. */
 TW_API int64_t tw_fit_result_best_epoch(const tw_fit_result* result);
 TW_API void tw_fit_result_destroy(tw_fit_result* result);
+
+/* Trains many models at once, one per thread, each to the same bits as tw_model_fit. x, y and
+ * weights (or NULL) point to `num_data_sets` arrays: one for all models, or one for each. `threads`
+ * may be 0 for tw_default_threads(). The interrupt is asked by the calling thread; on_epoch and
+ * on_step have to be NULL; loss callbacks of different models run at the same time.
+ *
+ * `results` is NULL or has room for `num_models` pointers, written on TW_OK only. A model whose
+ * loss becomes non-finite stops at its last good update ("non_finite" in its result), the others go
+ * on. Any other error ends the call for all; bad data are found before any model has changed. */
+TW_API tw_status tw_fit_many(tw_model* const* models, int64_t num_models, const tw_array* x,
+                             const tw_array* y, const tw_array* weights, int64_t num_data_sets,
+                             const tw_fit_options* options, int32_t threads,
+                             tw_fit_result** results);
 
 /* One update on the given rows as one batch. `record` may be NULL. */
 TW_API tw_status tw_model_step(tw_model* model, const tw_array* x, const tw_array* y,

@@ -160,7 +160,8 @@ bool axpy() {
   return true;
 }
 
-// ---- Block reduction: shuffles, votes, static shared memory ---------------------------------------
+// ---- Block reduction: shuffles, votes, static shared memory
+// ---------------------------------------
 
 constexpr int kSumThreads = 256;
 
@@ -230,8 +231,8 @@ bool row_sums() {
     const DeviceArray<float> squares(kRows);
     const DeviceArray<int> positive(kRows);
     launch(row_sums_kernel<fault>,
-           {.operation = "row_sums", .grid = dim3(5), .block = dim3(kSumThreads)},
-           device_x.data(), sums.data(), squares.data(), positive.data(), kRows, width);
+           {.operation = "row_sums", .grid = dim3(5), .block = dim3(kSumThreads)}, device_x.data(),
+           sums.data(), squares.data(), positive.data(), kRows, width);
     synchronize();
     std::vector<float> expected(kRows);
     std::vector<float> expected_squares(kRows);
@@ -255,10 +256,11 @@ bool row_sums() {
   return true;
 }
 
-// ---- GEMM: cp.async, ldmatrix, mma.sync -----------------------------------------------------------
+// ---- GEMM: cp.async, ldmatrix, mma.sync
+// -----------------------------------------------------------
 
-constexpr int kTile = 64;      // rows of A and of B, one block
-constexpr int kTileK = 32;     // bf16: rows of 64 bytes, four units of 16 bytes
+constexpr int kTile = 64;   // rows of A and of B, one block
+constexpr int kTileK = 32;  // bf16: rows of 64 bytes, four units of 16 bytes
 constexpr int kUnits = 4;
 constexpr int kStages = 3;
 constexpr int kGemmThreads = 128;
@@ -372,7 +374,8 @@ bool gemm() {
   struct Shape {
     int m, n, k;
   };
-  for (const Shape s : {Shape{64, 64, 32}, Shape{1, 1, 1}, Shape{130, 70, 200}, Shape{10, 100, 97}}) {
+  for (const Shape s :
+       {Shape{64, 64, 32}, Shape{1, 1, 1}, Shape{130, 70, 200}, Shape{10, 100, 97}}) {
     const int pitch = (s.k + 7) / 8 * 8;
     const auto a = whole_numbers(static_cast<std::size_t>(s.m * pitch), 4);
     const auto b = whole_numbers(static_cast<std::size_t>(s.n * pitch), 5);
@@ -412,7 +415,8 @@ bool gemm() {
   return true;
 }
 
-// ---- Every form of mma.sync, ldmatrix and stmatrix, one warp --------------------------------------
+// ---- Every form of mma.sync, ldmatrix and stmatrix, one warp
+// --------------------------------------
 
 enum class Form { kBf16K16, kBf16K8, kF16K16, kF16K8, kTf32K8, kTf32K4 };
 
@@ -524,7 +528,8 @@ bool transpose() {
 
 bool matrix_transposes() { return transpose<false>() && transpose<true>(); }
 
-// ---- Column means over all blocks: partials, a ticket, the last block adds ------------------------
+// ---- Column means over all blocks: partials, a ticket, the last block adds
+// ------------------------
 
 constexpr int kMeanColumns = 32;
 constexpr int kMeanRows = 64;  // per block
@@ -571,10 +576,10 @@ template <Fault fault>
 bool column_means() {
   const auto bias = whole_numbers(kMeanColumns, 8);
   const DeviceArray<float> device_bias(bias);
-  const DeviceArray<float> partials(16 * kMeanColumns);
+  const DeviceArray<float> partials(160 * kMeanColumns);
   DeviceArray<unsigned> counter(1);
   counter.fill_zero();
-  for (const int rows : {256, 1, 63, 65, 800}) {
+  for (const int rows : {256, 1, 63, 65, 10000}) {
     const auto x = whole_numbers(static_cast<std::size_t>(rows * kMeanColumns), 9);
     const DeviceArray<float> device_x(x);
     const DeviceArray<float> means(kMeanColumns);
@@ -582,7 +587,8 @@ bool column_means() {
            {.operation = "column_means",
             .grid = dim3(blocks_for(rows, kMeanRows)),
             .block = dim3(kMeanThreads)},
-           device_x.data(), device_bias.data(), partials.data(), counter.data(), means.data(), rows);
+           device_x.data(), device_bias.data(), partials.data(), counter.data(), means.data(),
+           rows);
     synchronize();
     std::vector<float> expected(kMeanColumns);
     for (int i = 0; i < rows * kMeanColumns; ++i) {
@@ -594,7 +600,8 @@ bool column_means() {
   return true;
 }
 
-// ---- Cooperative grid -----------------------------------------------------------------------------
+// ---- Cooperative grid
+// -----------------------------------------------------------------------------
 
 constexpr int kGridThreads = 64;
 constexpr int kGridBlocks = 6;
@@ -633,15 +640,15 @@ bool against_total() {
   auto expected = whole_numbers(kSize, 10);
   const DeviceArray<float> x(expected);
   const DeviceArray<float> partials(kGridBlocks);
+  const LaunchConfig config{.operation = "against_total",
+                            .grid = dim3(kGridBlocks),
+                            .block = dim3(kGridThreads),
+                            .cooperative = fault != Fault::kNotCooperative};
+  if (max_resident_blocks(against_total_kernel<fault>, config) < kGridBlocks) return false;
   DeviceArray<GridBarrier> barrier(1);
   barrier.fill_zero();
   for (int launches = 0; launches < 2; ++launches) {
-    launch(against_total_kernel<fault>,
-           {.operation = "against_total",
-            .grid = dim3(kGridBlocks),
-            .block = dim3(kGridThreads),
-            .cooperative = fault != Fault::kNotCooperative},
-           x.data(), partials.data(), barrier.data(), kSize);
+    launch(against_total_kernel<fault>, config, x.data(), partials.data(), barrier.data(), kSize);
     synchronize();
     for (int round = 0; round < 2; ++round) {
       float total = 0.0f;
@@ -652,12 +659,14 @@ bool against_total() {
   return equal(x.download(), expected);
 }
 
-// ---- Clusters and distributed shared memory -------------------------------------------------------
+// ---- Clusters and distributed shared memory
+// -------------------------------------------------------
 
 constexpr int kClusterBlocks = 4;
 constexpr int kClusterThreads = 64;
 
-// sums[cluster] of 4 * 64 consecutive elements; block `rank` of a cluster adds columns rank, rank + 4,
+// sums[cluster] of 4 * 64 consecutive elements; block `rank` of a cluster adds columns rank, rank +
+// 4,
 // ... of the cluster's rows.
 template <Fault fault>
 TW_KERNEL void cluster_sums_kernel(const float* x, float* sums) {
@@ -690,11 +699,13 @@ bool cluster_sums() {
          device_x.data(), sums.data());
   synchronize();
   std::vector<float> expected(kClusters);
-  for (std::size_t i = 0; i < x.size(); ++i) expected[i / (kClusterBlocks * kClusterThreads)] += x[i];
+  for (std::size_t i = 0; i < x.size(); ++i)
+    expected[i / (kClusterBlocks * kClusterThreads)] += x[i];
   return equal(sums.download(), expected);
 }
 
-// ---- Named barriers: one warp produces, one consumes ----------------------------------------------
+// ---- Named barriers: one warp produces, one consumes
+// ----------------------------------------------
 
 constexpr int kFullBarrier = 1;   // + stage
 constexpr int kEmptyBarrier = 3;  // + stage
@@ -738,7 +749,8 @@ bool producer_consumer() {
   return equal(y.download(), expected);
 }
 
-// ---- Streams, events and graphs -------------------------------------------------------------------
+// ---- Streams, events and graphs
+// -------------------------------------------------------------------
 
 // x = x * factor + addend[0]
 TW_KERNEL void affine_kernel(float* x, float factor, const float* addend, int size) {
@@ -805,6 +817,36 @@ bool graph_replay() {
   return nodes == 4 && equal(actual, expected);
 }
 
+// What a capture forbids, and what it must not leave open.
+bool capture_rules() {
+  cudaStream_t stream, branch;
+  cudaEvent_t fork;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "test");
+  check(cudaStreamCreateWithFlags(&branch, cudaStreamNonBlocking), "test");
+  check(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming), "test");
+
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test");
+  const bool waits = cudaStreamSynchronize(stream) == cudaErrorStreamCaptureUnsupported;
+  const bool ends = cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated;
+  (void)cudaGetLastError();
+
+  const DeviceArray<float> one(std::vector<float>{1.0f});
+  LaunchConfig config{.operation = "affine", .grid = dim3(1), .block = dim3(32)};
+  config.stream = branch;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test");
+  check(cudaEventRecord(fork, stream), "test");
+  check(cudaStreamWaitEvent(branch, fork, 0), "test");
+  launch(affine_kernel, config, one.data(), 1.0f, one.data(), 1);
+  const bool unjoined = cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureUnjoined;
+  (void)cudaGetLastError();
+
+  check(cudaEventDestroy(fork), "test");
+  check(cudaStreamDestroy(branch), "test");
+  check(cudaStreamDestroy(stream), "test");
+  return waits && ends && unjoined;
+}
+
 // Two streams that an event orders, and queries that get there.
 bool stream_order() {
   const DeviceArray<float> x(std::vector<float>{1.0f});
@@ -833,7 +875,31 @@ bool stream_order() {
   return reached && equal({actual}, {43.0f});
 }
 
-// ---- Errors -----------------------------------------------------------------------------------------
+// Rows of 3 from a pitch of 4 to one of 5 and back, around what was there.
+bool pitched_copies() {
+  constexpr int kRows = 6;
+  constexpr std::size_t kFloat = sizeof(float);
+  const auto x = whole_numbers(kRows * 4, 13);
+  const DeviceArray<float> device_x(std::vector<float>(kRows * 5, 7.0f));
+  std::vector<float> back(kRows * 4, 9.0f);
+  check(cudaMemcpy2DAsync(device_x.data(), 5 * kFloat, x.data(), 4 * kFloat, 3 * kFloat, kRows,
+                          cudaMemcpyHostToDevice, nullptr),
+        "test");
+  check(cudaMemcpy2DAsync(back.data(), 4 * kFloat, device_x.data(), 5 * kFloat, 3 * kFloat, kRows,
+                          cudaMemcpyDeviceToHost, nullptr),
+        "test");
+  synchronize();
+  std::vector<float> expected_back = x;
+  std::vector<float> expected(kRows * 5, 7.0f);
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < 3; ++i) expected[row * 5 + i] = x[row * 4 + i];
+    expected_back[row * 4 + 3] = 9.0f;
+  }
+  return equal(device_x.download(), expected) && equal(back, expected_back);
+}
+
+// ---- Errors
+// -----------------------------------------------------------------------------------------
 
 // Errors that leave the device usable.
 bool recoverable_errors() {
@@ -871,17 +937,24 @@ bool use_after_free() {
   return true;
 }
 
+bool host_access() {
+  emulator::settings().protect = true;
+  axpy<Fault::kNone>();
+  const DeviceArray<float> x(std::vector<float>{1.0f});
+  return x.data()[0] == 2.0f;
+}
+
 // The device stays broken, and says what broke it, until it is reset.
 bool sticky_error() {
   try {
-    use_after_free();
+    axpy<Fault::kMisalignedVector>();
     return false;
   } catch (const DeviceError&) {
   }
   void* pointer = nullptr;
-  if (cudaMalloc(&pointer, 16) != cudaErrorIllegalAddress) return false;
-  if (cudaGetLastError() != cudaErrorIllegalAddress) return false;
-  if (cudaGetLastError() != cudaErrorIllegalAddress) return false;
+  if (cudaMalloc(&pointer, 16) != cudaErrorMisalignedAddress) return false;
+  if (cudaGetLastError() != cudaErrorMisalignedAddress) return false;
+  if (cudaGetLastError() != cudaErrorMisalignedAddress) return false;
   if (cudaDeviceReset() != cudaSuccess) return false;
   return axpy<Fault::kNone>();
 }
@@ -903,7 +976,9 @@ constexpr Case kCases[] = {
     {"cluster_sums", cluster_sums<Fault::kNone>},
     {"producer_consumer", producer_consumer<Fault::kNone>},
     {"graph_replay", graph_replay<Fault::kNone>},
+    {"capture_rules", capture_rules},
     {"stream_order", stream_order},
+    {"pitched_copies", pitched_copies},
     {"recoverable_errors", recoverable_errors},
 #if defined(TW_CUDA_EMULATED)
     {"sticky_error", sticky_error},
@@ -937,6 +1012,7 @@ constexpr Case kCases[] = {
     {"fault:graph_replay_missing_edge", graph_replay<Fault::kMissingGraphEdge>},
     {"fault:graph_replay_missing_synchronize", graph_replay<Fault::kMissingSynchronize>},
     {"fault:use_after_free", use_after_free},
+    {"fault:host_access", host_access},
 #endif
 };
 
