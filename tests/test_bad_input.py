@@ -499,3 +499,9 @@ def test_messages_are_complete_sentences_for_machines_too() -> None:
     description["optimizer"]["beta1"] = 2.0
     with pytest.raises(ValueError, match=r"\[description\] optimizer.beta1: expected .*got 2"):
         _core.canonical_description(json.dumps(description))
+
+
+def test_labels_without_an_array():
+    for x in (None, 3.0, iter([(X, Y)])):
+        with pytest.raises(TypeError, match=r"x to be an array of shape \[rows, features\], got"):
+            model().fit(x, Y, verbose=False)

@@ -239,11 +239,14 @@ def test_ctrl_c_saves_and_can_be_resumed(tmp_path):
         ("a,y\n1,0\nx,1\n3,1\n", ("train", "d.csv", "--target", "y"), "line 3.*'a'.*got 'x'"),
         ("a,y\n1,0\n?,1\n3,1\n", ("train", "d.csv", "--target", "y"), "line 3.*--impute"),
         ("a,y\n1,0\n2\n3,1\n", ("train", "d.csv", "--target", "y"), "line 3.*expected 2 fields"),
-        ("a,y\n1,0\n", ("train", "d.csv", "--target", "y"), "at least 2 rows"),
+        ("a,y\n1,0\n", ("train", "d.csv", "--target", "y"), "at least 2 rows.*has 1 row, and 1"),
+        ("1,0\n2,1\n", ("train", "d.csv", "--target", "y"), "column 2; --header yes"),
         ("a,y\n1,0\n2,0\n3,0\n", ("train", "d.csv", "--target", "y"), "at least two classes"),
         ("", ("train", "d.csv", "--target", "y"), "empty file"),
         ("a,y\n1,0\n2,1\n", ("train", "d.csv", "--target", "y", "--output", "d.csv"), "left alone"),
         (None, ("train", "--output", "no/where.safetensors"), "no folder no"),
+        (None, ("train", "--plot", "no/where.png"), "--plot: there is no folder no"),
+        (None, ("train", "--plot", "a.txt"), "--plot: expected a .png, .svg or .pdf file, got a"),
         (None, ("train", "--target", "x"), "--target is for tables"),
         (None, ("train", "--epochs", "0"), "whole number >= 1"),
         (None, ("train", "--hidden", "3,x"), "--hidden.*got 'x'"),
@@ -267,6 +270,40 @@ def test_user_errors(run, tmp_path, text, arguments, match):
     assert output.err.startswith("thalweg")
     left = {path.name for path in tmp_path.iterdir()} - {"d.csv"}
     assert not left
+
+
+def test_predict_says_which_column_is_missing(run, tmp_path):
+    iris_like(tmp_path / "a.csv")
+    run(*TRAIN, "a.csv", "--target", "kind")
+    (tmp_path / "b.csv").write_text("length,height,colour\n1,2,red\n")
+    assert re.search(
+        "columns length, width, colour as in training, got b.csv without 'width': length, height",
+        run("predict", "a.safetensors", "b.csv", code=2).err,
+    )
+    (tmp_path / "b.csv").write_text("|comment\nlength,width,colour\n1,2,red\n")
+    assert "delete the first line" in run("predict", "a.safetensors", "b.csv", code=2).err
+    (tmp_path / "b.csv").write_text("length,width,colour\n1,,red\n")
+    assert "train with impute" in run("predict", "a.safetensors", "b.csv", code=2).err
+    assert "no DATA was named" in run("train", "--resume", "a.safetensors", code=2).err
+
+
+def test_predict_with_a_text_target_that_holds_numbers(run, tmp_path):
+    lines = [f"{i},{'1' if i % 5 == 0 else 'low' if i < 20 else 'high'}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("x,y\n" + "\n".join(lines))
+    run(*TRAIN, "a.csv", "--target", "y")
+    (tmp_path / "b.csv").write_text("x,y\n0,1\n5,1\n3,low\n")
+    assert "of 3 wrong" in run("predict", "a.safetensors", "b.csv").err
+
+
+def test_column_of_labels_in_an_array(run, tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    y = (x[:, :1] > 0).astype(np.int64)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    assert "accuracy" in run(*TRAIN, "a.npz").out
+    assert "of 60 wrong" in run("predict", "a.safetensors", "a.npz").err
+    np.savez(tmp_path / "b.npz", x=x, y=y[:40])
+    output = run("predict", "a.safetensors", "b.npz")
+    assert "no score: expected 60 targets, got shape (40,)" in output.err
 
 
 def test_error_of_a_process_is_one_line(tmp_path):

@@ -312,6 +312,10 @@ def test_csv_options(tmp_path):
         ("a,b\n1,2\n2,inf\n3,4\n", "line 3 .*column 'b': expected a finite number, got 'inf'"),
         ("a,b\n1,2\n2,1_000\n3,4\n", "line 3 .*expected a number, got '1_000'"),
         ('a,b\n"1,2\n', "unexpected end of data"),
+        (",a\n0,1\n1,2\n", "line 1 .*names of the columns.*header=True"),
+        ("|comment\n1,2\n3,4\n", "expected 1 field as in the first line, got 2.*comment"),
+        ("a;b\n1;0,5\n2;1,5\n", "line 2 .*'b'.*decimal point.*got '0,5'.*categorical"),
+        ('a,b\n1,"1,234.5"\n2,"2,000"\n', "line 2 .*'b'.*group separators"),
         ("a,b\n" + "".join(f"{i},t{i}\n" for i in range(1001)), "at most 1000 different texts"),
     ],
 )
@@ -324,6 +328,19 @@ def test_csv_not_utf8(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,b\n1,\xe9\n")
     with pytest.raises(DataError, match=r"UTF-8.*0xe9"):
         read_csv(tmp_path / "a.csv")
+
+
+def test_csv_comma_numbers_may_be_declared(tmp_path):
+    path = write(tmp_path / "a.csv", "a;b\n1;0,5\n2;1,5\n")
+    assert read_csv(path, kinds={"b": "categorical"}).columns["b"].categories == ("0,5", "1,5")
+    assert list(read_csv(path, kinds={"b": "skip"}).columns) == ["a"]
+    path = write(tmp_path / "b.csv", "a;b\n1;red, green\n2;1,5\n")
+    assert read_csv(path).columns["b"].categories == ("1,5", "red, green")
+
+
+def test_csv_without_a_column_left(tmp_path):
+    with pytest.raises(DataError, match="all of them left out"):
+        read_csv(write(tmp_path / "a.csv", "a\n1\n"), kinds={"a": "skip"})
 
 
 # ---- preprocessing ------------------------------------------------------------------------------
@@ -358,6 +375,16 @@ def test_table_preprocessing(tmp_path):
     np.testing.assert_array_equal(fitted.inputs_of_table(other)[:, 1:], [[0, 0, 0], [0, 0, 1]])
     with pytest.raises(DataError, match="expected the column 'city'"):
         fitted.inputs_of_table(read_csv(write(tmp_path / "new.csv", "kg,x\n3,1\n1,2\n")))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_too_large_to_standardize(tmp_path):
+    rows = np.arange(2)
+    table = read_csv(write(tmp_path / "a.csv", "a,y\n1e300,0\n-1e301,1\n"))
+    with pytest.raises(DataError, match=r"column 'a': .*got up to 1e\+301"):
+        Preprocessing.fit_table(table, "y", rows)
+    with pytest.raises(DataError, match=r"column 'x\[:, 1\]'"):
+        Preprocessing.fit_arrays(np.array([[0, 1e300], [1, 0]]), rows, rows)
 
 
 def test_missing_numbers(tmp_path):

@@ -176,3 +176,6 @@ def test_wrong_options(options, match):
         small(**options).fit(X, Y)
     with pytest.raises(ValueError, match="squared_error"):
         MLPRegressor(loss="absolute").fit(X, Y)
+    for widths in ((8.5,), "8"):
+        with pytest.raises(TypeError, match="units to be an integer"):
+            MLPRegressor(widths).fit(X, Y)

@@ -81,15 +81,20 @@ class ThalwegPeer:
             self._position += size
 
     def _fit(self, steps: int, **options: Any) -> None:
+        before = self._model.steps_done
         self._model.fit(
             self._problem.x,
             self._problem.y,
-            epochs=-(-steps // self._problem.steps_per_epoch),
+            # An epoch that an earlier turn began counts as one.
+            epochs=steps // self._problem.steps_per_epoch + 2,
             batch_size=self._problem.batch,
             max_steps=steps,
             verbose=False,
             **options,
         )
+        done = self._model.steps_done - before
+        if done != steps:
+            raise RuntimeError(f"expected {steps} timed steps, got {done}")
 
     def set_threads(self, threads: int) -> bool:
         """The plan chooses for itself how many of its threads to use."""

@@ -202,7 +202,14 @@ def progress_bar(verbose: bool | str, total_steps: int | None) -> ProgressBar | 
 def rows_of(x: Any) -> int:
     """Number of rows of an array, a list or a DLPack object."""
     shape = getattr(x, "shape", None)
-    return int(shape[0]) if shape else len(x)
+    if shape:
+        return int(shape[0])
+    try:
+        return len(x)
+    except TypeError:
+        raise TypeError(
+            f"[data] expected x to be an array of shape [rows, features], got {_check.shown(x)}"
+        ) from None
 
 
 def is_array(x: Any) -> bool:

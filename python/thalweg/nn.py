@@ -290,7 +290,7 @@ def _checked_layers(where: str, layers: tuple[Any, ...]) -> tuple[Layer, ...]:
     built = (from_dict(layer) if isinstance(layer, Mapping) else layer for layer in layers)
     checked = tuple(
         _check.instance(
-            where, f"layer {i}", layer, Layer, "a layer of thalweg.nn, e.g. nn.Dense(10),"
+            where, f"layer {i}", layer, Layer, "a layer of thalweg.nn, e.g. nn.Dense(10)"
         )
         for i, layer in enumerate(built)
     )

@@ -108,7 +108,7 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]
         # Cumulative statistics: exact for inputs, and free of the start that a moving average has.
         layers: list[nn.Layer] = [nn.BatchNorm(momentum=None)] if self.batch_norm else []
         for width in widths:
-            layers.append(nn.Dense(int(width)))
+            layers.append(nn.Dense(width))
             if self.batch_norm:
                 layers.append(nn.BatchNorm())
             layers.append(nn.activation(self.activation))

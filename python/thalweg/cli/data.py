@@ -23,7 +23,7 @@ from thalweg.datasets import (
     read_npy,
     read_npz,
 )
-from thalweg.datasets.tables import Kind, read_names
+from thalweg.datasets.tables import Kind, is_text, read_names
 
 from .console import UserError, note, plural
 
@@ -126,6 +126,7 @@ def _from_arrays(path: Path, options: Namespace, resumed: Preprocessing | None) 
             raise UserError(f"{path} holds x; name the file with y: --labels y.npy")
         x, y = read_npy(path), read_npy(options.labels)
     x = _matrix(x, path)
+    y = _flat_targets(y)
     if y.ndim == 0 or len(y) != len(x):
         raise UserError(f"expected {plural(len(x), 'target')} as x has rows, got shape {y.shape}")
     if y.dtype.kind == "f" and not bool(np.isfinite(y).all()):
@@ -160,9 +161,10 @@ def _from_table(path: Path, options: Namespace, resumed: Preprocessing | None) -
                 f"{', '.join(list(table.columns)[:30])}"
             )
         if options.target not in table.columns:
+            hint = "" if table.has_header else "; --header yes takes the first line as names"
             raise UserError(
                 f"expected a target column '{options.target}' in {path}, got "
-                f"{', '.join(list(table.columns)[:30])}"
+                f"{', '.join(list(table.columns)[:30])}{hint}"
             )
         training, held = _split(table.rows, options, None, _DEFAULT_VALIDATION_SPLIT)
         preprocessing = Preprocessing.fit_table(
@@ -220,22 +222,25 @@ def load_prediction_data(
         table = _read_as_trained(path, preprocessing, delimiter, need_target=False)
         column = table.columns.get(preprocessing.target)
         inputs = preprocessing.inputs_of_table(table)
-        return inputs, None if column is None else _known_targets(preprocessing, column)
+        return inputs, None if column is None else _known_targets(preprocessing, column, table.rows)
     if preprocessing is None:
         if x.shape[1] != in_features:
             raise UserError(f"expected {in_features} values per row, got {x.shape[1]} in {path}")
         return x.astype(np.float32), None
     inputs = preprocessing.inputs_of_matrix(x)
-    return inputs, None if targets is None else _known_targets(preprocessing, targets)
+    return inputs, None if targets is None else _known_targets(preprocessing, targets, len(x))
 
 
 def _known_targets(
-    preprocessing: Preprocessing, targets: Column | npt.NDArray[Any]
+    preprocessing: Preprocessing, targets: Column | npt.NDArray[Any], rows: int
 ) -> npt.NDArray[Any] | None:
     """Targets of data to predict; when they do not fit the model they are only left out."""
     try:
         if isinstance(targets, Column):
             return preprocessing.targets_of_column(targets)
+        targets = _flat_targets(targets)
+        if targets.ndim == 0 or len(targets) != rows:
+            raise DataError(f"expected {plural(rows, 'target')}, got shape {targets.shape}")
         return preprocessing.targets_of_array(targets)
     except DataError as error:
         note(f"no score: {error}")
@@ -261,6 +266,13 @@ def _read_as_trained(
         else:
             renamed = {name: name for name in peek}
     trained_kinds = preprocessing.kinds()
+    hint = "; delete the first line if it is a title, or give --delimiter" if peek[1:] == [] else ""
+    for name in trained_kinds:
+        if name not in renamed.values():
+            raise UserError(
+                f"expected the columns {', '.join(list(trained_kinds)[:30])} as in training, got "
+                f"{path} without '{name}': {', '.join(peek[:30])}{hint}"
+            )
     if preprocessing.task == "regression":
         trained_kinds[preprocessing.target] = "numeric"
     for name in peek:
@@ -268,6 +280,8 @@ def _read_as_trained(
             kinds[name] = trained_kinds[renamed[name]]
         elif renamed[name] == preprocessing.target:
             del kinds[name]
+            if any(is_text(label) for label in preprocessing.classes):
+                kinds[name] = "categorical"
     table = read_csv(path, delimiter=delimiter, header=preprocessing.has_header, kinds=kinds)
     columns = {renamed[name]: column for name, column in table.columns.items()}
     if need_target and preprocessing.target not in columns:
@@ -292,9 +306,10 @@ def _split(
     """Rows for training and rows held out, both in file order."""
     if resumed is not None:
         if resumed.split.get("rows") != rows:
+            has = "DATA has" if options.data else "no DATA was named, the embedded digits have"
             raise UserError(
                 f"the checkpoint was trained on {int(resumed.split.get('rows', 0)):,} rows, "
-                f"DATA has {rows:,}; resume with the same data"
+                f"{has} {rows:,}; resume with the same data"
             )
         held, seed = int(resumed.split["held_out"]), int(resumed.split["seed"])
     else:
@@ -303,13 +318,21 @@ def _split(
         if chosen > 0:
             held = max(held, 1)
     if rows - held < 2:
-        raise UserError(f"expected at least 2 rows for training, got {max(rows - held, 0)}")
+        raise UserError(
+            f"expected at least 2 rows for training, got {max(rows - held, 0)}: the data has "
+            f"{plural(rows, 'row')}, and {held:,} are held out (--validation-split)"
+        )
     order = np.random.default_rng(seed).permutation(rows)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _remember_split(preprocessing: Preprocessing, options: Namespace, rows: int, held: int) -> None:
     preprocessing.split = {"rows": rows, "held_out": held, "seed": options.seed or 0}
+
+
+def _flat_targets(y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Targets `[rows, 1]` as `[rows]`, so that a column of labels is taken as labels."""
+    return y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def _matrix(x: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -28,6 +29,7 @@ def run(options: Namespace) -> int:
     started = time.perf_counter()
     output = Path(options.output) if options.output else default_output(options)
     _check_output(output)
+    _check_plot(options)
     model: Model | None = None
     resumed: Preprocessing | None = None
     if options.resume:
@@ -78,6 +80,19 @@ def _check_output(output: Path) -> None:
         raise UserError(f"--output: there is no folder {output.parent}")
     if output.exists() and not looks_like_safetensors(output):
         raise UserError(f"--output: {output} exists and is no checkpoint; it is left alone")
+
+
+def _check_plot(options: Namespace) -> None:
+    """What would otherwise fail after the training."""
+    if options.no_plot or not options.plot:
+        return
+    path = Path(options.plot)
+    if path.suffix not in (".png", ".svg", ".pdf") or path.is_dir():
+        raise UserError(f"--plot: expected a .png, .svg or .pdf file, got {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"--plot: there is no folder {path.parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib: pip install matplotlib")
 
 
 def _refuse_with_resume(options: Namespace) -> None:

@@ -121,7 +121,7 @@ class Preprocessing:
         at = 0
         for column in features:
             if column.categories is None:
-                mean[at], scale[at] = _moments(result._numbers(column)[rows])
+                mean[at], scale[at] = _moments(result._numbers(column)[rows], column.name)
             at += 1 if column.categories is None else len(column.categories)
         result.mean, result.scale = mean.tolist(), scale.tolist()
         result._fit_table_target(table.columns[target], rows)
@@ -145,7 +145,9 @@ class Preprocessing:
         if x.dtype == np.uint8:
             mean, scale = [0.0], [255.0]
         else:
-            moments = [_moments(x[rows, i].astype(np.float64)) for i in range(x.shape[1])]
+            moments = [
+                _moments(x[rows, i].astype(np.float64), f"x[:, {i}]") for i in range(x.shape[1])
+            ]
             mean, scale = [m for m, _ in moments], [s for _, s in moments]
         result = cls(task or _array_task(y), x.shape[1], mean, scale)
         if result.task == "classification":
@@ -157,7 +159,7 @@ class Preprocessing:
             result._check_classes()
         else:
             values = _real_targets(y)[rows]
-            moments = [_moments(values[:, i]) for i in range(values.shape[1])]
+            moments = [_moments(values[:, i], "y") for i in range(values.shape[1])]
             result.target_mean = [m for m, _ in moments]
             result.target_scale = [s for _, s in moments]
         return result
@@ -181,7 +183,7 @@ class Preprocessing:
                 f"[preprocessing] expected numbers in the target column '{column.name}' for "
                 f"regression, got texts such as {column.categories[0]!r}"
             )
-        mean, scale = _moments(column.values[rows].astype(np.float64))
+        mean, scale = _moments(column.values[rows].astype(np.float64), column.name)
         self.target_mean, self.target_scale = [mean], [scale]
 
     def _check_classes(self) -> None:
@@ -307,7 +309,7 @@ class Preprocessing:
         if column.first_missing and not self.impute:
             raise DataError(
                 f"[preprocessing] line {column.first_missing}, column '{column.name}': the value "
-                f"is missing; fill it in, or choose impute (--impute) to use the column's mean"
+                f"is missing; fill it in, or train with impute (--impute) to use the column's mean"
             )
         return column.values.astype(np.float64, copy=False)
 
@@ -419,16 +421,18 @@ class Preprocessing:
         )
 
 
-def _moments(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+def _moments(values: npt.NDArray[np.float64], name: str) -> tuple[float, float]:
     """Mean and standard deviation without NaN; a constant column has scale 1."""
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return 0.0, 1.0
-    mean = float(values.mean())
-    scale = float(np.sqrt(np.mean((values - mean) ** 2)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(values.mean())
+        scale = float(np.sqrt(np.mean((values - mean) ** 2)))
     if not (math.isfinite(mean) and math.isfinite(scale)):
         raise DataError(
-            "[preprocessing] expected finite values of reasonable size, got an overflow"
+            f"[preprocessing] column '{name}': expected values below about 1e150, got up to "
+            f"{float(np.abs(values).max()):.3g}; rescale the column, or leave it out"
         )
     return mean, scale if scale > 1e-12 * max(1.0, abs(mean)) else 1.0
 

@@ -10,6 +10,7 @@ import csv
 import itertools
 import math
 import os
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MAX_CATEGORIES = 1000
 _DELIMITERS = (",", "\t", ";", "|")
 _MAX_COLUMNS = 1 << 20
 _SAMPLE = 1 << 14
+_COMMA_NUMBER = re.compile(r"[+-]?[\d.]*,\d[\d,.]*")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def read_csv(
         number, none is empty and no two are equal.
     kinds : mapping of str to {"numeric", "categorical", "skip"}, optional
         By column name. Default: a column is numeric when at least half of its fields that are not
-        missing are numbers, and then a text in it is an error; else it is categorical.
+        missing are numbers, and then a text in it is an error; else it is categorical, unless
+        all its texts are numbers with a comma such as 0,5, which is an error.
 
     Returns
     -------
@@ -154,12 +157,14 @@ class _Reader:
         self.delimiter = delimiter or self._detect_delimiter()
         self.has_header = False
         self.width = 0
-        first = next((fields for _, fields in self._lines()), None)
+        line, first = next(self._lines(), (0, None))
         if first is None:
             raise DataError(f"[read_csv] expected rows, got an empty file: {place}")
         if len(first) > _MAX_COLUMNS:
             raise DataError(f"[read_csv] more than {_MAX_COLUMNS} columns in {place}")
         self.width = len(first)
+        self.first_line = line
+        self.header_guessed = header is None
         self.has_header = _is_header(first) if header is None else header
         self.names = first if self.has_header else [f"column {i + 1}" for i in range(len(first))]
         if self.has_header and len(set(first)) < len(first):
@@ -194,7 +199,8 @@ class _Reader:
                 except UnicodeDecodeError as error:
                     raise DataError(
                         f"[read_csv] expected UTF-8 text after line {lines.line_num} of "
-                        f"{self.place}, got byte 0x{error.object[error.start]:02x}"
+                        f"{self.place}, got byte 0x{error.object[error.start]:02x}; save the file "
+                        f"as UTF-8"
                     ) from error
                 if fields is None:
                     return
@@ -202,10 +208,11 @@ class _Reader:
                 if len(fields) <= 1 and not any(fields):
                     continue
                 if self.width and len(fields) != self.width:
+                    hint = "; delete the first line if it is a title or a comment"
                     raise DataError(
                         f"[read_csv] line {lines.line_num} of {self.place}: expected {self.width} "
-                        f"fields as in the first line, got {len(fields)}: "
-                        f"{_short(self.delimiter.join(fields))!r}"
+                        f"field{'s' * (self.width != 1)} as in the first line, got {len(fields)}: "
+                        f"{_short(self.delimiter.join(fields))!r}{hint * (self.width == 1)}"
                     )
                 yield lines.line_num, fields
 
@@ -224,7 +231,11 @@ def _read_numbers(reader: _Reader, keep: Sequence[bool]) -> npt.NDArray[np.float
         except ValueError:
             return None
     width = sum(keep)
-    matrix = np.frombuffer(values, np.float64).reshape(-1, width) if width else np.empty((0, 0))
+    if not width:
+        raise DataError(
+            f"[read_csv] expected columns, got {reader.place} with all of them left out"
+        )
+    matrix = np.frombuffer(values, np.float64).reshape(-1, width)
     if len(matrix) == 0:
         raise DataError(f"[read_csv] expected rows below the header, got none: {reader.place}")
     return matrix if bool(np.isfinite(matrix).all()) else None
@@ -236,6 +247,7 @@ class _Statistics:
     def __init__(self) -> None:
         self.numbers = 0
         self.texts = 0
+        self.comma_numbers = 0
         self.categories: dict[str, int] | None = {}
         self.first_text = (0, "")
         self.first_missing = 0
@@ -248,6 +260,7 @@ class _Statistics:
             if not self.texts:
                 self.first_text = (line, text)
             self.texts += 1
+            self.comma_numbers += _COMMA_NUMBER.fullmatch(text) is not None
         else:
             self.numbers += 1
         if self.categories is not None:
@@ -302,11 +315,21 @@ def _read_mixed(reader: _Reader, kinds: Mapping[str, Kind]) -> Table:
 def _is_numeric(reader: _Reader, name: str, column: _Statistics, kind: Kind | None) -> bool:
     if kind is None:
         kind = "numeric" if column.numbers >= column.texts else "categorical"
+        if column.texts and column.comma_numbers == column.texts:
+            line, text = column.first_text
+            raise DataError(
+                f"[read_csv] line {line} of {reader.place}, column '{name}': expected a number "
+                f"with a decimal point and no group separators, got {_short(text)!r}; correct the "
+                f"column, or declare it categorical (--categorical)"
+            )
     if kind == "numeric" and column.texts:
         line, text = column.first_text
+        hint = "correct it, or declare the column categorical (--categorical)"
+        if reader.header_guessed and not reader.has_header and line == reader.first_line:
+            hint = "if this line holds the names of the columns, pass header=True (--header yes)"
         raise DataError(
             f"[read_csv] line {line} of {reader.place}, column '{name}': expected a number, got "
-            f"{_short(text)!r}; correct it, or declare the column categorical"
+            f"{_short(text)!r}; {hint}"
         )
     if kind == "categorical" and column.categories is None:
         raise DataError(
@@ -329,6 +352,11 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return None if "_" in text or math.isnan(value) else value
+
+
+def is_text(field: str) -> bool:
+    """Whether `read_csv` takes the field as a text, neither a number nor missing."""
+    return field not in MISSING_TEXTS and _number(field) is None
 
 
 def _category_order(text: str) -> tuple[bool, float, str]:
