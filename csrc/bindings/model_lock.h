@@ -53,9 +53,8 @@ class ModelLock::Read {
     std::unique_lock lock(owner_.mutex_);
     if (owner_.writing_ && !owner_.paused_ && owner_.writer_ == std::this_thread::get_id()) {
       throw std::runtime_error(
-          "[model] expected a signal handler that leaves the model alone, got one that uses it in "
-          "the "
-          "middle of an update; set a flag in the handler and look at it in a callback");
+          "[model] expected a signal handler that leaves the model alone, got one that uses it "
+          "in the middle of an update; set a flag in the handler and look at it in a callback");
     }
     if (!held_by_this_thread(owner_)) {
       owner_.wait(lock, interrupt, [&] { return !owner_.writing_ || owner_.paused_; });
