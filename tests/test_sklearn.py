@@ -20,6 +20,8 @@ from thalweg import optim, schedules
 from thalweg.datasets import load_digits
 from thalweg.sklearn import MLPClassifier, MLPRegressor
 
+pytestmark = pytest.mark.oracle  # scikit-learn comes with that extra
+
 X, Y, X_TEST, Y_TEST = load_digits()
 REASON = "minibatch statistics and float32 sums differ between a row of weight 2 and the row twice"
 
