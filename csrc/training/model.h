@@ -14,6 +14,7 @@
 #include "core/array_view.h"
 #include "core/export.h"
 #include "core/thread_pool.h"
+#include "math/order.h"
 #include "network/description.h"
 
 namespace thalweg {
@@ -26,8 +27,6 @@ struct Data {
   ArrayView y;        // absent for prediction
   ArrayView weights;  // optional, one-dimensional, >= 0
 };
-
-enum class Shuffle { kEpoch, kStack, kIid, kNone };
 
 struct Metrics {
   double loss = 0.0;      // reduced as the description says, over all rows seen

@@ -16,7 +16,7 @@
 #include "training/data.h"
 #include "training/model.h"
 #include "training/optimizer.h"
-#include "training/order.h"
+#include "math/order.h"
 
 namespace thalweg {
 

@@ -1,29 +1,32 @@
-// The order in which an epoch visits the rows of a data set: a function of position, not an array,
-// so that training resumes anywhere.
+// Owns the order in which an epoch visits the rows of a data set: a function of position, not an
+// array, so that training resumes anywhere, and the same on every device.
 #pragma once
 
-#include <cstdint>
-
 #include "math/permutation.h"
-#include "training/model.h"
 
 namespace thalweg {
 
+// kEpoch: a new permutation per epoch; kStack: one for all epochs; kIid: drawn with replacement.
+enum class Shuffle : int { kEpoch, kStack, kIid, kNone };
+
+inline namespace TW_ISA {
+
 class Order {
  public:
-  Order(Shuffle shuffle, std::int64_t rows, std::uint64_t seed, std::int64_t epoch)
+  Order() = default;
+  TW_HD Order(Shuffle shuffle, std::int64_t rows, std::uint64_t seed, std::int64_t epoch)
       : shuffle_(shuffle),
         rows_(rows),
         seed_(seed),
         epoch_(static_cast<std::uint64_t>(epoch)),
-        // `stack` permutes once: every epoch reads the order of epoch 0.
         permutation_(static_cast<std::uint64_t>(rows), seed,
                      shuffle == Shuffle::kStack ? 0 : static_cast<std::uint64_t>(epoch)) {}
 
-  bool sequential() const { return shuffle_ == Shuffle::kNone; }
-  std::int64_t rows() const { return rows_; }
+  TW_HD bool sequential() const { return shuffle_ == Shuffle::kNone; }
+  TW_HD std::int64_t rows() const { return rows_; }
 
-  std::int64_t operator()(std::int64_t position) const {
+  // The row at that position of the epoch.
+  TW_HD std::int64_t operator()(std::int64_t position) const {
     switch (shuffle_) {
       case Shuffle::kEpoch:
       case Shuffle::kStack:
@@ -39,8 +42,8 @@ class Order {
  private:
   static constexpr std::uint16_t kIidStream = 0xfffe;
 
-  // Uniform on [0, rows), with replacement.
-  std::int64_t draw(std::int64_t position) const {
+  // Uniform on [0, rows): the high half of 64 random bits times rows.
+  TW_HD std::int64_t draw(std::int64_t position) const {
     const PhiloxBlock block =
         philox(seed_, kIidStream, epoch_, static_cast<std::uint64_t>(position));
     const std::uint64_t bits = static_cast<std::uint64_t>(block.word[1]) << 32 | block.word[0];
@@ -49,11 +52,12 @@ class Order {
         (static_cast<Wide>(bits) * static_cast<std::uint64_t>(rows_)) >> 64);
   }
 
-  Shuffle shuffle_;
-  std::int64_t rows_;
-  std::uint64_t seed_;
-  std::uint64_t epoch_;
-  Permutation permutation_;
+  Shuffle shuffle_ = Shuffle::kNone;
+  std::int64_t rows_ = 0;
+  std::uint64_t seed_ = 0;
+  std::uint64_t epoch_ = 0;
+  Permutation permutation_{1, 0, 0};
 };
 
+}  // namespace TW_ISA
 }  // namespace thalweg
