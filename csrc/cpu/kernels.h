@@ -13,14 +13,11 @@
 #include "core/export.h"
 #include "core/layout.h"
 #include "core/processor.h"
+#include "math/activation_kind.h"
 
 namespace thalweg::cpu {
 
-// phi(z) and phi'(.) by list position; `parameter` is the slope or alpha.
-struct Activation {
-  int id = 0;  // 0 is the identity
-  double parameter = 0.0;
-};
+using thalweg::Activation;
 
 // Partial column statistics of one row block: mean and sum of squared deviations, in double.
 struct BlockStatistics {

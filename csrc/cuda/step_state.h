@@ -56,4 +56,9 @@ struct StepState {
   StepStatus status = StepStatus::kRunning;
 };
 
+// Whether this update writes the model: nothing has failed, and some row counts.
+TW_HD bool updates_model(const StepState& state) {
+  return state.status == StepStatus::kRunning && state.weight > 0.0;
+}
+
 }  // namespace thalweg::cuda
