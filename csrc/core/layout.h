@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "math/host_device.h"
+
 namespace thalweg {
 
 inline constexpr std::int64_t kPanel = 32;
@@ -21,10 +23,10 @@ inline constexpr std::int64_t kRowBlock = 64;
 // GEMM accumulators are added into memory at least every this many products.
 inline constexpr std::int64_t kPromote = 256;
 
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-constexpr std::int64_t panels_of(std::int64_t width) { return ceil_div(width, kPanel); }
-constexpr std::int64_t row_blocks_of(std::int64_t rows) { return ceil_div(rows, kRowBlock); }
+TW_HD constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+TW_HD constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+TW_HD constexpr std::int64_t panels_of(std::int64_t width) { return ceil_div(width, kPanel); }
+TW_HD constexpr std::int64_t row_blocks_of(std::int64_t rows) { return ceil_div(rows, kRowBlock); }
 
 struct Range {
   std::int64_t begin = 0;

@@ -24,7 +24,7 @@ namespace thalweg::cuda {
 inline constexpr std::int64_t kPitch = 8;
 inline constexpr int kMaxPlanes = 3;
 
-constexpr std::int64_t pitch_of(std::int64_t width) { return round_up(width, kPitch); }
+TW_HD constexpr std::int64_t pitch_of(std::int64_t width) { return round_up(width, kPitch); }
 
 // What multiplies: float32 or float64 arithmetic on the SIMT units, or bfloat16 products on the
 // tensor cores (sm_80 and newer) with float32 accumulators, promoted at least every kPromote.
@@ -36,7 +36,7 @@ enum class Precision : int {
 };
 
 // Planes that an operand of that precision has.
-constexpr int planes_of(Precision precision) { return static_cast<int>(precision); }
+TW_HD constexpr int planes_of(Precision precision) { return static_cast<int>(precision); }
 
 // A borrowed matrix in device memory. Plane p starts at planes + p * plane_stride and has the pitch
 // of the matrix.
@@ -53,11 +53,11 @@ struct Matrix {
   int plane_count = 0;
   bool rounded = false;  // "medium": values are rounded to bfloat16 when they are written
 
-  bool present() const { return data != nullptr; }
-  std::int64_t size() const { return rows * pitch; }
-  operator Matrix<const T>() const
-    requires(!std::is_const_v<T>)
-  {
+  TW_HD bool present() const { return data != nullptr; }
+  TW_HD std::int64_t size() const { return rows * pitch; }
+  template <class U>
+    requires(std::is_same_v<U, const T> && !std::is_const_v<T>)
+  TW_HD operator Matrix<U>() const {
     return {data, rows, width, pitch, planes, plane_stride, plane_count, rounded};
   }
 };

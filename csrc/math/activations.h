@@ -24,8 +24,9 @@ enum ActivationId : int {
 inline namespace TW_ISA {
 
 // f(S{}) with the struct S of `id`. Precondition: 0 <= id < kActivationCount.
+TW_VISITOR
 template <class F>
-constexpr decltype(auto) dispatch_activation(int id, F&& f) {
+TW_VISITS constexpr decltype(auto) dispatch_activation(int id, F&& f) {
   switch (id) {
 #define TW_ACTIVATION(S) \
   case kActivation##S:   \

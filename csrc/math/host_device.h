@@ -13,6 +13,16 @@
 #define TW_HD __attribute__((always_inline)) inline
 #endif
 
+// Before and in the head of a template that calls what it is given, on the host or on the device:
+//   TW_VISITOR template <class F> TW_VISITS constexpr ... visit(F&& f)
+#if defined(__CUDACC__)
+#define TW_VISITOR _Pragma("nv_exec_check_disable")
+#define TW_VISITS __host__ __device__
+#else
+#define TW_VISITOR
+#define TW_VISITS
+#endif
+
 // Each instruction set compiles math/ into its own inline namespace; otherwise the linker would
 // merge copies that were compiled for different processors.
 #ifndef TW_ISA

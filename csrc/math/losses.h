@@ -24,8 +24,9 @@ enum LossId : int {
 inline namespace TW_ISA {
 
 // f(S{}) with the struct S of `id`. Precondition: 0 <= id < kLossCount.
+TW_VISITOR
 template <class F>
-constexpr decltype(auto) dispatch_loss(int id, F&& f) {
+TW_VISITS constexpr decltype(auto) dispatch_loss(int id, F&& f) {
   switch (id) {
 #define TW_LOSS(S) \
   case kLoss##S:   \

@@ -39,8 +39,9 @@ struct HyperTable {
 };
 
 // f(S{}) with the struct S of `id`. Precondition: 0 <= id < kOptimizerCount.
+TW_VISITOR
 template <class F>
-constexpr decltype(auto) dispatch_optimizer(int id, F&& f) {
+TW_VISITS constexpr decltype(auto) dispatch_optimizer(int id, F&& f) {
   switch (id) {
 #define TW_OPTIMIZER(S) \
   case kOptimizer##S:   \
