@@ -16,16 +16,6 @@
 
 namespace thalweg::cuda {
 
-// Of row block b and column c, at [b * pitch + c]: mean and sum of squared deviations from it.
-struct BlockStatistics {
-  double* mean = nullptr;
-  double* m2 = nullptr;
-};
-
-// Block statistics of a matrix fill this many bytes, `mean` first.
-std::size_t block_statistics_bytes(std::int64_t rows, std::int64_t width);
-BlockStatistics block_statistics_in(void* memory, std::int64_t rows, std::int64_t width);
-
 // The rows that statistics are taken over, and their weights.
 template <class T>
 struct RowWeights {
@@ -44,16 +34,12 @@ struct BatchStatistics {
   T* inv_std = nullptr;
 };
 
-// Statistics of a matrix: `blocks` is scratch, and stays valid.
+// Statistics of a matrix that no product has taken along.
+std::size_t column_statistics_scratch_bytes(std::int64_t rows, std::int64_t width);
 template <class T>
 void column_statistics(const Matrix<const T>& z, const RowWeights<T>& weights,
-                       const BlockStatistics& blocks, const BatchStatistics<T>& statistics,
-                       const Scratch& scratch, cudaStream_t stream);
-// The same from blocks that are already there, out of the epilogue of a product.
-template <class T>
-void merge_statistics(std::int64_t rows, std::int64_t width, const RowWeights<T>& weights,
-                      const BlockStatistics& blocks, const BatchStatistics<T>& statistics,
-                      cudaStream_t stream);
+                       const BatchStatistics<T>& statistics, const Scratch& scratch,
+                       cudaStream_t stream);
 
 // y = phi(gamma * (z - mean) * inv_std + beta)
 template <class T>
@@ -70,21 +56,19 @@ struct BatchNormApply {
 template <class T>
 void batch_norm(const BatchNormApply<T>& problem, cudaStream_t stream);
 
-// Whether a slab of columns fits into the shared memory of a cluster of blocks, so that statistics
-// and application, or the two backward passes, are one launch that reads every element once.
+// A slab of columns may fit into the shared memory of a cluster of blocks: then one launch reads
+// every element once, where there are two passes otherwise.
 enum class BatchNormPath {
   kAutomatic,  // the slab when it fits
   kTwoPasses,
   kSlab,  // DeviceError when it does not fit
 };
 
-// column_statistics(), then batch_norm() with the mean and inv_std of `statistics`: the same bits
-// on both paths.
+// column_statistics(), then batch_norm() with their mean and inv_std; the same bits on both paths.
 template <class T>
 void batch_norm_forward(const BatchNormApply<T>& problem, const RowWeights<T>& weights,
-                        const BlockStatistics& blocks, const BatchStatistics<T>& statistics,
-                        const Scratch& scratch, cudaStream_t stream,
-                        BatchNormPath path = BatchNormPath::kAutomatic);
+                        const BatchStatistics<T>& statistics, const Scratch& scratch,
+                        cudaStream_t stream, BatchNormPath path = BatchNormPath::kAutomatic);
 
 // With g = dy * phi' and xhat = (z - mean) * inv_std:
 //   dbeta (+)= sum g, dgamma (+)= sum g xhat,

@@ -33,7 +33,7 @@ struct GatherTargets {
 
   ArrayView labels;          // integers; absent: none
   std::int64_t classes = 0;  // one outside [0, classes) becomes 0 and fails the step
-  std::int32_t* label_out = nullptr;
+  std::int64_t* label_out = nullptr;
 
   ArrayView weights;                      // any real type, one per row of the data; absent: ones
   const double* class_weights = nullptr;  // [classes], with labels; null: ones

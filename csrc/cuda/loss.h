@@ -22,7 +22,7 @@ struct LossSums {
 template <class T>
 struct Loss {
   Matrix<const T> outputs;
-  const std::int32_t* labels = nullptr;  // [rows], already checked; or
+  const std::int64_t* labels = nullptr;  // [rows], already checked; or
   Matrix<const T> targets{};             // dense targets (probabilities or values)
   const T* row_weights = nullptr;        // [rows] or null for ones
   double label_smoothing = 0.0;          // cross-entropy only

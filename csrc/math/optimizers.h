@@ -8,7 +8,7 @@
 //     parameter group; hyper and next_hyper hold the values of updates t and t + 1 in table order,
 //   Update<T>(c): the update (p, g, s0, s1) of one element, which keeps p = g = s0 = s1 = 0 at
 //   zero, and with look_ahead, theta(p, s0, s1, c) from the c of the last update (any c before the
-//   first).
+//   first). c is in double, or rounded to T already.
 // weight_decay is coupled (g += weight_decay p) except in adamw.
 // To add one: a header in math/optimizer/ and a line in math/optimizers.inc.
 #pragma once

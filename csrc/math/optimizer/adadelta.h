@@ -32,7 +32,8 @@ struct AdaDelta {
   struct Update {
     T lr, weight, delta, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : lr(static_cast<T>(c[0])),
           weight(static_cast<T>(c[1])),
           delta(static_cast<T>(c[2])),

@@ -29,7 +29,8 @@ struct AdaGrad {
   struct Update {
     T lr, delta, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : lr(static_cast<T>(c[0])),
           delta(static_cast<T>(c[1])),
           weight_decay(static_cast<T>(c[2])) {}

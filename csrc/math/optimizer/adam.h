@@ -35,7 +35,8 @@ struct Adam {
   struct Update {
     T step_size, weight1, weight2, root_scale, delta, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : step_size(static_cast<T>(c[0])),
           weight1(static_cast<T>(c[1])),
           weight2(static_cast<T>(c[2])),

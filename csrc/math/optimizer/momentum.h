@@ -33,7 +33,8 @@ struct Momentum {
   struct Update {
     T friction, gradient_scale, velocity_scale, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : friction(static_cast<T>(c[0])),
           gradient_scale(static_cast<T>(c[1])),
           velocity_scale(static_cast<T>(c[2])),

@@ -37,7 +37,8 @@ struct Nesterov {
   struct Update {
     T friction, gradient_scale, look, gradient_step, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : friction(static_cast<T>(c[0])),
           gradient_scale(static_cast<T>(c[1])),
           look(static_cast<T>(c[2])),
@@ -51,8 +52,8 @@ struct Nesterov {
     }
   };
 
-  template <class T>
-  static T theta(T p, T v, T, const double* c) {
+  template <class T, class C>
+  TW_HD static T theta(T p, T v, T, const C* c) {
     return madd(static_cast<T>(-c[2]), v, p);
   }
 };

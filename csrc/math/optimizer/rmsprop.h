@@ -33,7 +33,8 @@ struct RmsProp {
   struct Update {
     T lr, weight, delta_inside, delta_outside, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : lr(static_cast<T>(c[0])),
           weight(static_cast<T>(c[1])),
           delta_inside(static_cast<T>(c[2])),

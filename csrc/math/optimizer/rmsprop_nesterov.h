@@ -34,7 +34,8 @@ struct RmsPropNesterov {
   struct Update {
     T lr, weight, friction, look, delta, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : lr(static_cast<T>(c[0])),
           weight(static_cast<T>(c[1])),
           friction(static_cast<T>(c[2])),
@@ -51,8 +52,8 @@ struct RmsPropNesterov {
     }
   };
 
-  template <class T>
-  static T theta(T p, T, T v, const double* c) {
+  template <class T, class C>
+  TW_HD static T theta(T p, T, T v, const C* c) {
     return madd(static_cast<T>(-c[3]), v, p);
   }
 };

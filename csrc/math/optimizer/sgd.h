@@ -27,7 +27,8 @@ struct Sgd {
   struct Update {
     T lr, weight_decay;
 
-    explicit Update(const double* c)
+    template <class C>
+    TW_HD explicit Update(const C* c)
         : lr(static_cast<T>(c[0])), weight_decay(static_cast<T>(c[1])) {}
 
     TW_HD void operator()(T& p, T g, T&, T&) const { p = madd(-lr, madd(weight_decay, p, g), p); }
