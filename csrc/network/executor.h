@@ -1,88 +1,296 @@
-// Runs a plan: forward, loss, backward and the gradient of each tensor.
+// The walk over a plan: which node reads and writes which buffers, with which flags. Written once
+// for all devices; what a node computes is a primitive of the backend.
 //
-// Every method is collective: all threads of the team call it with the same arguments (see
-// core/thread_pool.h), and a pass may be left unfinished only when the team was stopped. An
-// executor borrows everything and owns nothing.
+// A Backend offers
+// - handles: Matrix (of a buffer's value or gradient; present() is false for the default one),
+//   Weight (of a weight tensor), Vector (of the other tensors, null when absent), from value(b),
+//   gradient(b), weight(t) and vector(t);
+// - plan();
+// - one operation on whole matrices for each primitive that is called below. What a primitive reads
+//   was written by the primitives before it, in the order of the calls.
+//
+// On the CPU every thread of a team walks with a backend of its own, and a primitive is a phase of
+// the parallel region (network/cpu_backend.h); on a device one thread walks and a primitive queues
+// launches.
 #pragma once
 
-#include <cstdint>
+#include <cstddef>
 
-#include "core/thread_pool.h"
-#include "network/parameters.h"
+#include "math/activations.h"
+#include "network/pass.h"
 #include "network/plan.h"
-#include "network/workspace.h"
 
 namespace thalweg {
 
-enum class Mode {
-  kTraining,   // batch statistics and dropout
-  kFrozen,     // the evaluation network, with what a backward pass needs
-  kInference,  // the evaluation network, nothing kept
+// y = phi(x W' + bias), or y = phi((x W') * scale + shift) with batch norm folded in.
+template <class Backend>
+struct DenseForward {
+  typename Backend::Matrix x, y;
+  typename Backend::Weight weight;
+  typename Backend::Vector bias{};
+  cpu::Activation activation{};
+  typename Backend::Matrix pre{};  // where to keep the value before the activation, if anywhere
+  int statistics = -1;             // batch-norm state whose block statistics of y are wanted
+  int folded = -1;                 // batch-norm state whose scale and shift replace the bias
 };
 
-struct Pass {
-  Mode mode = Mode::kInference;
-  std::uint64_t seed = 0;
-  std::uint64_t step = 0;      // keys dropout
-  std::int64_t first_row = 0;  // of this minibatch in the global one
-  double total_weight = 0.0;   // sum of row weights, for weighted batch norm
-  bool input_gradient = false;
+// dx (+)= dy W, then, when `at` is present, dx *= phi'(at).
+template <class Backend>
+struct DenseInputGradient {
+  typename Backend::Matrix dy, dx;
+  typename Backend::Weight weight;
+  bool accumulate = false;
+  cpu::Activation derivative{};
+  typename Backend::Matrix at{};
 };
 
-struct LossTotals {
-  double loss = 0.0;  // sum of weight * loss
-  double hits = 0.0;  // sum of weight * hit
-  double weight = 0.0;
+// y = phi(gamma * (z - mean) / std + beta)
+template <class Backend>
+struct BatchNormForward {
+  typename Backend::Matrix z, y;
+  int state = 0;
+  typename Backend::Vector gamma{}, beta{};
+  cpu::Activation activation{};
+  typename Backend::Matrix pre{};
 };
 
-template <class T>
+// From dy to the gradients of gamma and beta (tensors), and to dz where it is present. dy is
+// overwritten with dy * phi'(at).
+template <class Backend>
+struct BatchNormBackward {
+  typename Backend::Matrix z, dy, at, dz{};
+  int state = 0;
+  int gamma = 0, beta = 0;
+  cpu::Activation activation{};
+  bool accumulate = false;
+};
+
+template <class Backend>
 class Executor {
  public:
-  Executor(const Plan& plan, const Parameters<T>& parameters, Workspace<T>& workspace,
-           const cpu::Kernels<T>& kernels)
-      : plan_(plan), parameters_(parameters), workspace_(workspace), kernels_(kernels) {}
+  using Matrix = typename Backend::Matrix;
 
-  // From the input in value(0), [workspace.rows(), in_features].
-  void forward(Team& team, const Pass& pass);
+  // Borrows the backend.
+  explicit Executor(Backend& backend) : plan_(backend.plan()), backend_(backend) {}
 
-  // Loss of value(output) against the workspace's labels or targets. gradient_scale 0 computes the
-  // value alone; otherwise gradient(output) receives gradient_scale * w * dloss/doutput. Uses the
-  // workspace's row weights when `weighted`. One thread adds to `totals`, block by block.
-  void loss(Team& team, Mode mode, double gradient_scale, bool weighted, bool dense_targets,
-            LossTotals* totals);
+  // From the input in value(0), [rows, in_features].
+  void forward(const Pass& pass);
+
+  // Of the forward pass's output; gradient(output) is written when the request has a scale.
+  // `totals` receives the sums where the backend has them at hand.
+  void loss(const Pass& pass, const LossRequest& request, LossTotals* totals);
 
   // From gradient(output) to the gradients of all buffers and of batch norm's gamma and beta.
-  void backward(Team& team, const Pass& pass);
+  void backward(const Pass& pass);
 
-  // One thread: the gradient of one update task. Weights: (+)= into tile[kTile]; vectors: into the
-  // workspace's vector gradients, whose place is returned.
-  void weight_gradient(const UpdateTask& task, bool accumulate, T* tile);
-  const T* vector_gradient(const UpdateTask& task);
-
-  // The buffer in which a pass of this mode leaves `buffer`'s value.
-  int resolve(int buffer, Mode mode) const;
+  // After backward: the gradient of each tensor with wanted(tensor), written or added to its place
+  // in an arena.
+  template <class Wanted>
+  void gradients(typename Backend::Element* arena, bool accumulate, Wanted&& wanted);
 
  private:
-  void forward_dense(Team& team, const Pass& pass, const Node& node);
-  void forward_batch_norm(Team& team, const Pass& pass, const Node& node);
-  void backward_dense(Team& team, const Pass& pass, const Node& node);
-  void backward_batch_norm(Team& team, const Pass& pass, const Node& node);
-  void prepare_statistics(Team& team, const Pass& pass);
-  const T* tensor(int index) const {
-    return parameters_.values.data() + plan_.tensors[index].offset;
+  Matrix input(const Pass& pass, int buffer) const {
+    return backend_.value(plan_.value_holder(buffer, pass.mode == Mode::kInference));
+  }
+  typename Backend::Vector vector(int tensor) const {
+    return tensor >= 0 ? backend_.vector(tensor) : typename Backend::Vector{};
+  }
+  // Where to keep the value before the activation of `node`.
+  Matrix pre(const Pass& pass, const Node& node) const {
+    return node.pre >= 0 && pass.mode != Mode::kInference ? backend_.value(node.pre) : Matrix{};
+  }
+  // What phi' of `node` is evaluated at.
+  Matrix derivative_at(const Node& node) const {
+    return backend_.value(node.pre >= 0 ? node.pre : node.output);
   }
   bool wants_gradient(const Pass& pass, int buffer) const {
     return plan_.buffers[buffer].needs_gradient || pass.input_gradient;
   }
-  // What phi' of `node` is evaluated at.
-  const T* derivative_at(const Node& node) {
-    return workspace_.value(node.pre >= 0 ? node.pre : node.output).data;
+  void pass_on(const Matrix& from, const Matrix& to, bool accumulate) {
+    if (accumulate)
+      backend_.accumulate(from, to);
+    else
+      backend_.copy(from, to);
   }
+  void forward_dense(const Pass& pass, const Node& node);
+  void forward_batch_norm(const Pass& pass, const Node& node);
+  void backward_dense(const Pass& pass, const Node& node);
+  void backward_batch_norm(const Pass& pass, const Node& node);
+  void backward_add(const Pass& pass, const Node& node);
 
   const Plan& plan_;
-  const Parameters<T>& parameters_;
-  Workspace<T>& workspace_;
-  const cpu::Kernels<T>& kernels_;
+  Backend& backend_;
 };
+
+template <class Backend>
+void Executor<Backend>::forward(const Pass& pass) {
+  backend_.begin_forward(pass);
+  for (const Node& node : plan_.nodes) {
+    switch (node.kind) {
+      case NodeKind::kDense:
+        forward_dense(pass, node);
+        break;
+      case NodeKind::kBatchNorm:
+        forward_batch_norm(pass, node);
+        break;
+      case NodeKind::kActivation:
+        backend_.activation(input(pass, node.input), backend_.value(node.output), node.activation);
+        break;
+      case NodeKind::kDropout:
+        if (pass.mode == Mode::kTraining)
+          backend_.dropout(pass, node, input(pass, node.input), backend_.value(node.output), false);
+        else if (pass.mode == Mode::kFrozen)
+          backend_.copy(input(pass, node.input), backend_.value(node.output));
+        break;
+      case NodeKind::kAdd:
+        backend_.add(input(pass, node.input), input(pass, node.second),
+                     backend_.value(node.output));
+        break;
+      case NodeKind::kMaxout:
+        backend_.maxout(input(pass, node.input), backend_.value(node.output), node.pieces);
+        break;
+    }
+  }
+}
+
+template <class Backend>
+void Executor<Backend>::forward_dense(const Pass& pass, const Node& node) {
+  DenseForward<Backend> problem;
+  problem.x = input(pass, node.input);
+  problem.y = backend_.value(node.output);
+  problem.weight = backend_.weight(node.weight);
+  problem.bias = vector(node.bias);
+  problem.activation = node.activation;
+  problem.pre = pre(pass, node);
+  if (node.batch_norm >= 0) {
+    const Node& norm = plan_.nodes[node.batch_norm];
+    if (pass.mode == Mode::kTraining) {
+      problem.statistics = norm.state;
+    } else if (pass.mode == Mode::kInference) {
+      problem.y = backend_.value(norm.output);
+      problem.folded = norm.state;
+      problem.activation = norm.activation;
+    }
+  }
+  backend_.dense(problem);
+}
+
+template <class Backend>
+void Executor<Backend>::forward_batch_norm(const Pass& pass, const Node& node) {
+  if (pass.mode == Mode::kInference && node.statistics_from_dense) return;
+  BatchNormForward<Backend> problem;
+  problem.z = input(pass, node.input);
+  problem.y = backend_.value(node.output);
+  problem.state = node.state;
+  problem.gamma = vector(node.gamma);
+  problem.beta = vector(node.beta);
+  problem.activation = node.activation;
+  problem.pre = pre(pass, node);
+  if (pass.mode == Mode::kTraining)
+    backend_.batch_statistics(pass, node.state, problem.z, node.statistics_from_dense);
+  backend_.batch_norm(problem);
+}
+
+template <class Backend>
+void Executor<Backend>::loss(const Pass& pass, const LossRequest& request, LossTotals* totals) {
+  backend_.loss(request, input(pass, plan_.output),
+                request.gradient_scale != 0.0 ? backend_.gradient(plan_.output) : Matrix{}, totals);
+}
+
+template <class Backend>
+void Executor<Backend>::backward(const Pass& pass) {
+  for (std::size_t i = plan_.nodes.size(); i-- > 0;) {
+    const Node& node = plan_.nodes[i];
+    const Matrix dy = backend_.gradient(node.output);
+    const Matrix dx = backend_.gradient(node.input);
+    const bool wanted = wants_gradient(pass, node.input);
+    switch (node.kind) {
+      case NodeKind::kDense:
+        backward_dense(pass, node);
+        break;
+      case NodeKind::kBatchNorm:
+        backward_batch_norm(pass, node);
+        break;
+      case NodeKind::kActivation:
+        if (wanted)
+          backend_.activation_backward(dy, derivative_at(node), dx, node.activation,
+                                       node.accumulate_input);
+        break;
+      case NodeKind::kDropout:
+        if (!wanted) break;
+        if (pass.mode == Mode::kTraining)
+          backend_.dropout(pass, node, dy, dx, node.accumulate_input);
+        else
+          pass_on(dy, dx, node.accumulate_input);
+        break;
+      case NodeKind::kAdd:
+        backward_add(pass, node);
+        break;
+      case NodeKind::kMaxout:
+        if (wanted) backend_.maxout_backward(backend_.value(node.input), dy, dx, node.pieces);
+        break;
+    }
+  }
+}
+
+template <class Backend>
+void Executor<Backend>::backward_dense(const Pass& pass, const Node& node) {
+  const Matrix dy = backend_.gradient(node.output);
+  if (node.activation.id != kActivationIdentity && !node.derivative_applied)
+    backend_.activation_backward(dy, derivative_at(node), dy, node.activation, false);
+  if (!wants_gradient(pass, node.input)) return;
+  DenseInputGradient<Backend> problem;
+  problem.dy = dy;
+  problem.dx = backend_.gradient(node.input);
+  problem.weight = backend_.weight(node.weight);
+  problem.accumulate = node.accumulate_input;
+  if (node.applies_input_derivative) {
+    const Node& producer = plan_.nodes[plan_.buffers[node.input].producer];
+    problem.derivative = producer.activation;
+    problem.at = derivative_at(producer);
+  }
+  backend_.dense_input_gradient(problem);
+}
+
+template <class Backend>
+void Executor<Backend>::backward_batch_norm(const Pass& pass, const Node& node) {
+  BatchNormBackward<Backend> problem;
+  problem.z = backend_.value(node.input);
+  problem.dy = backend_.gradient(node.output);
+  problem.at = derivative_at(node);
+  if (wants_gradient(pass, node.input)) problem.dz = backend_.gradient(node.input);
+  problem.state = node.state;
+  problem.gamma = node.gamma;
+  problem.beta = node.beta;
+  problem.activation = node.activation;
+  problem.accumulate = node.accumulate_input;
+  backend_.batch_norm_backward(pass, problem);
+}
+
+template <class Backend>
+void Executor<Backend>::backward_add(const Pass& pass, const Node& node) {
+  const Matrix dy = backend_.gradient(node.output);
+  if (wants_gradient(pass, node.input))
+    pass_on(dy, backend_.gradient(node.input), node.accumulate_input);
+  if (wants_gradient(pass, node.second) &&
+      plan_.gradient_holder(node.second) != plan_.gradient_holder(node.output))
+    pass_on(dy, backend_.gradient(node.second), node.accumulate_second);
+}
+
+template <class Backend>
+template <class Wanted>
+void Executor<Backend>::gradients(typename Backend::Element* arena, bool accumulate,
+                                  Wanted&& wanted) {
+  for (const Node& node : plan_.nodes) {
+    if (node.weight >= 0 && wanted(node.weight))
+      backend_.weight_gradient(node.weight, backend_.value(node.input),
+                               backend_.gradient(node.output), accumulate, arena);
+    if (node.bias >= 0 && wanted(node.bias))
+      backend_.bias_gradient(node.bias, backend_.gradient(node.output), accumulate, arena);
+    for (const int tensor : {node.gamma, node.beta})
+      if (tensor >= 0 && wanted(tensor)) backend_.norm_gradient(tensor, accumulate, arena);
+  }
+  backend_.end_gradients();
+}
 
 }  // namespace thalweg

@@ -332,6 +332,17 @@ bool Plan::has_weighted_batch_norm() const {
                      [](const BatchNormState& state) { return state.weighted; });
 }
 
+int Plan::value_holder(int buffer, bool inference) const {
+  if (!inference) return buffer;
+  while (buffers[buffer].inference_alias >= 0) buffer = buffers[buffer].inference_alias;
+  return buffer;
+}
+
+int Plan::gradient_holder(int buffer) const {
+  while (buffers[buffer].gradient_alias >= 0) buffer = buffers[buffer].gradient_alias;
+  return buffer;
+}
+
 std::string Plan::summary() const {
   std::string text;
   for (const Node& node : nodes) {

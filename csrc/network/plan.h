@@ -115,6 +115,9 @@ struct Plan {
 
   bool has_batch_norm() const { return !states.empty(); }
   bool has_weighted_batch_norm() const;
+  // The buffer in whose memory a pass leaves `buffer`'s value, or its gradient.
+  int value_holder(int buffer, bool inference) const;
+  int gradient_holder(int buffer) const;
   // One line per node: what runs fused with what.
   std::string summary() const;
 };

@@ -21,11 +21,7 @@ Workspace<T>::Workspace(const Plan& plan, std::int64_t capacity, bool gradients)
       gradient_width += padded;
     }
   }
-  for (int b = 0; b < buffers; ++b) {
-    int source = b;
-    while (plan.buffers[source].gradient_alias >= 0) source = plan.buffers[source].gradient_alias;
-    gradient_offset_[b] = gradient_offset_[source];
-  }
+  for (int b = 0; b < buffers; ++b) gradient_offset_[b] = gradient_offset_[plan.gradient_holder(b)];
   std::int64_t statistics = 0;
   for (const BatchNormState& state : plan.states) {
     statistics_offset_.push_back(statistics);

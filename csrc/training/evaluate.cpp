@@ -60,7 +60,6 @@ void TypedModel<T>::infer(const ArrayView& x, std::int64_t batch_size, const Int
                      batch_size);
   const std::int64_t chunk = inference_rows(x.rows, batch_size);
   const Lease workspace(*this, chunk, false);
-  Executor<T> executor(plan_, parameters_, *workspace, kernels_);
   Data data;
   data.x = x;
   for (std::int64_t first = 0; first < x.rows; first += chunk) {
@@ -73,8 +72,9 @@ void TypedModel<T>::infer(const ArrayView& x, std::int64_t batch_size, const Int
         threads_for(batch.rows, 1.0),
         [&](Team& team) {
           gather(team, batch, kernels_, *workspace);
-          executor.forward(team, Pass{});
-          visit(team, executor, *workspace, batch);
+          CpuBackend<T> backend(plan_, parameters_, *workspace, kernels_, team);
+          Executor(backend).forward(Pass{});
+          visit(team, *workspace, batch);
         },
         interrupt);
     if (interrupted) throw Interrupted(concat("[", operation, "] interrupted"));
@@ -110,7 +110,6 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
   const std::int64_t rows = data.x.rows;
   const std::int64_t chunk = inference_rows(rows, batch_size);
   const Lease workspace(*this, chunk, false);
-  Executor<T> executor(plan_, parameters_, *workspace, kernels_);
   LossTotals sum;
   for (std::int64_t first = 0; first < rows; first += chunk) {
     Batch batch;
@@ -124,16 +123,17 @@ Metrics TypedModel<T>::evaluate(const Data& data, std::int64_t batch_size,
         threads_for(batch.rows, 1.0),
         [&](Team& team) {
           gather(team, batch, kernels_, *workspace);
-          executor.forward(team, Pass{});
+          CpuBackend<T> backend(plan_, parameters_, *workspace, kernels_, team);
+          Executor executor(backend);
+          executor.forward(Pass{});
           if (!custom)
-            executor.loss(team, Mode::kInference, 0.0, batch.weighted(), targets == Targets::kDense,
-                          &sum);
+            executor.loss(Pass{}, {0.0, batch.weighted(), targets == Targets::kDense}, &sum);
         },
         interrupt);
     if (interrupted) throw Interrupted("[evaluate] interrupted");
     if (custom) {
       for (std::int64_t r = 0; r < batch.rows; ++r) workspace->row_index[r] = first + r;
-      const int output = executor.resolve(plan_.output, Mode::kInference);
+      const int output = plan_.value_holder(plan_.output, true);
       const auto weight = static_cast<double>(batch.rows);
       sum.loss += weight * call_custom_loss(*workspace, output, custom_loss_, 0.0);
       sum.weight += weight;
@@ -148,9 +148,8 @@ void TypedModel<T>::predict(const ArrayView& x, std::int64_t batch_size, void* o
   check_input(data_check("predict", false, interrupt), x);
   const std::int64_t width = plan_.out_features;
   infer(x, batch_size, interrupt, "predict",
-        [&](Team& team, const Executor<T>& executor, Workspace<T>& workspace, const Batch& batch) {
-          const Panels<T> outputs =
-              workspace.value(executor.resolve(plan_.output, Mode::kInference));
+        [&](Team& team, Workspace<T>& workspace, const Batch& batch) {
+          const Panels<T> outputs = workspace.value(plan_.value_holder(plan_.output, true));
           T* to = static_cast<T*>(out) + batch.first * width;
           team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
             const Range rows = row_block(block, batch.rows);
@@ -176,9 +175,8 @@ void TypedModel<T>::predict_probabilities(const ArrayView& x, std::int64_t batch
                      "(cross_entropy, binary_cross_entropy, logistic, exponential); use predict");
   const std::int64_t width = plan_.out_features;
   infer(x, batch_size, interrupt, "predict_proba",
-        [&](Team& team, const Executor<T>& executor, Workspace<T>& workspace, const Batch& batch) {
-          const Panels<T> outputs =
-              workspace.value(executor.resolve(plan_.output, Mode::kInference));
+        [&](Team& team, Workspace<T>& workspace, const Batch& batch) {
+          const Panels<T> outputs = workspace.value(plan_.value_holder(plan_.output, true));
           const Panels<T> probabilities{workspace.targets.data(), batch.rows, width};
           T* to = static_cast<T*>(out) + batch.first * width;
           team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
@@ -208,7 +206,6 @@ void TypedModel<T>::activations(const ArrayView& x, bool training, const std::ve
   // Unfused, every layer has a buffer.
   const Plan plan = compile(plan_.description, false);
   Workspace<T> workspace(plan, x.rows, false);
-  Executor<T> executor(plan, parameters_, workspace, kernels_);
   Data data;
   data.x = x;
   Batch batch;
@@ -224,10 +221,11 @@ void TypedModel<T>::activations(const ArrayView& x, bool training, const std::ve
       threads_for(x.rows, 1.0),
       [&](Team& team) {
         gather(team, batch, kernels_, workspace);
-        executor.forward(team, pass);
+        CpuBackend<T> backend(plan, parameters_, workspace, kernels_, team);
+        Executor(backend).forward(pass);
         for (std::size_t i = 0; i < out.size(); ++i) {
           const Panels<T> value =
-              workspace.value(executor.resolve(plan.layers[i].buffer, pass.mode));
+              workspace.value(plan.value_holder(plan.layers[i].buffer, !training));
           team.for_each(row_blocks_of(value.rows), [&](std::int64_t block) {
             kernels_.scatter(value, row_block(block, value.rows), static_cast<T*>(out[i]),
                              value.width);
@@ -265,7 +263,6 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
   if (options.training) check_total_weight(weight, "loss_and_grad");
 
   const Parameters<T>& parameters = input_gradient ? with_fresh_transposed() : parameters_;
-  Executor<T> executor(plan_, parameters, *workspace, kernels_);
   Pass pass;
   pass.mode = options.training ? Mode::kTraining : with_gradient ? Mode::kFrozen : Mode::kInference;
   pass.seed = plan_.description.seed;
@@ -277,15 +274,15 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
 
   const auto ahead = [&](Team& team) {
     gather(team, batch, kernels_, *workspace);
-    executor.forward(team, pass);
+    CpuBackend<T> backend(plan_, parameters, *workspace, kernels_, team);
+    Executor(backend).forward(pass);
   };
   const auto back = [&](Team& team) {
     if (!with_gradient) return;
-    executor.backward(team, pass);
-    if (gradient)
-      team.for_each(static_cast<std::int64_t>(updates_.size()), [&](std::int64_t u) {
-        write_gradient(executor, updates_[u], false, gradients.data());
-      });
+    CpuBackend<T> backend(plan_, parameters, *workspace, kernels_, team);
+    Executor executor(backend);
+    executor.backward(pass);
+    if (gradient) executor.gradients(gradients.data(), false, [](int) { return true; });
     if (input_gradient) {
       const Panels<T> dx = workspace->gradient(0);
       team.for_each(row_blocks_of(rows), [&](std::int64_t block) {
@@ -301,15 +298,19 @@ Metrics TypedModel<T>::loss_and_gradient(const Data& data, const GradientOptions
     run(ahead);
     for (std::int64_t r = 0; r < rows; ++r) workspace->row_index[r] = r;
     totals.weight = weight;
-    totals.loss =
-        call_custom_loss(*workspace, executor.resolve(plan_.output, pass.mode), custom_loss, 1.0) /
-        loss_scale(weight);
+    totals.loss = call_custom_loss(*workspace,
+                                   plan_.value_holder(plan_.output, pass.mode == Mode::kInference),
+                                   custom_loss, 1.0) /
+                  loss_scale(weight);
     run(back);
   } else {
     run([&](Team& team) {
       ahead(team);
-      executor.loss(team, pass.mode, with_gradient ? loss_scale(weight) : 0.0, batch.weighted(),
-                    targets == Targets::kDense, &totals);
+      CpuBackend<T> backend(plan_, parameters, *workspace, kernels_, team);
+      Executor(backend).loss(
+          pass,
+          {with_gradient ? loss_scale(weight) : 0.0, batch.weighted(), targets == Targets::kDense},
+          &totals);
       back(team);
     });
   }

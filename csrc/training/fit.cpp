@@ -89,21 +89,6 @@ std::int64_t TypedModel<T>::apply(const UpdateTask& task, const T* gradient) {
   return skipped;
 }
 
-template <class T>
-void TypedModel<T>::write_gradient(Executor<T>& executor, const UpdateTask& task, bool add,
-                                   T* arena) const {
-  T* gradient = arena + arena_offset(task);
-  if (plan_.tensors[task.tensor].is_weight()) {
-    executor.weight_gradient(task, add, gradient);
-    return;
-  }
-  const T* vector = executor.vector_gradient(task);
-  if (add)
-    kernels_.axpy(1.0, vector, gradient, arena_count(task));
-  else
-    std::copy_n(vector, arena_count(task), gradient);
-}
-
 // Running statistics after one more training batch, kept aside until the update commits.
 template <class T>
 void TypedModel<T>::stage_running_statistics(const Pass& pass) {
@@ -223,7 +208,6 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
 
   const auto tasks = static_cast<std::int64_t>(updates_.size());
   ThreadPool& pool = ThreadPool::shared();
-  Executor<T> executor(plan_, parameters_, *workspace_, kernels_);
   std::atomic<std::int64_t> skipped{0};
   bool committed = false;
   const auto commit = [&](Team& team) {
@@ -264,16 +248,17 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
         });
       }
       gather(team, batch, kernels_, workspace);
-      executor.forward(team, pass);
+      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
+      Executor(backend).forward(pass);
     };
     const auto back = [&](Team& team) {
-      executor.backward(team, pass);
+      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
+      Executor executor(backend);
+      executor.backward(pass);
       team.single([&] { stage_running_statistics(pass); });
       if (!fused) {
-        team.for_each(tasks, [&](std::int64_t u) {
-          if (!optimizer_.frozen(updates_[u].tensor))
-            write_gradient(executor, updates_[u], i > 0, gradients_.data());
-        });
+        executor.gradients(gradients_.data(), i > 0,
+                           [&](int tensor) { return !optimizer_.frozen(tensor); });
         return;
       }
       if (!commit(team)) return;
@@ -283,10 +268,10 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
         if (optimizer_.frozen(task.tensor)) {
           update_range(task, nullptr);
         } else if (plan_.tensors[task.tensor].is_weight()) {
-          executor.weight_gradient(task, false, tile);
+          backend.tile_gradient(task, tile);
           update_range(task, tile);
         } else {
-          update_range(task, executor.vector_gradient(task));
+          update_range(task, backend.vector_gradient(task));
         }
       });
     };
@@ -305,8 +290,9 @@ auto TypedModel<T>::update(const Data& data, Targets targets,
           team_size,
           [&](Team& team) {
             ahead(team);
-            executor.loss(team, pass.mode, gradient_scale, batch.weighted(),
-                          targets == Targets::kDense, &totals);
+            CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
+            Executor(backend).loss(
+                pass, {gradient_scale, batch.weighted(), targets == Targets::kDense}, &totals);
             if (team.stopped() || !std::isfinite(totals.loss)) return;
             back(team);
           },
@@ -569,7 +555,6 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
   // The mean over batches of each batch's mean and unbiased variance (Ioffe and Szegedy 2015, alg.
   // 2).
   reserve_workspace(std::min(x.rows, batch_size));
-  Executor<T> executor(plan_, parameters_, *workspace_, kernels_);
   std::vector<double> mean(static_cast<std::size_t>(plan_.state_size), 0.0);
   std::int64_t batches = 0;
   Data data;
@@ -592,7 +577,8 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
         threads_for(batch.rows, 1.0),
         [&](Team& team) {
           gather(team, batch, kernels_, *workspace_);
-          executor.forward(team, pass);
+          CpuBackend<T> backend(plan_, parameters_, *workspace_, kernels_, team);
+          Executor(backend).forward(pass);
         },
         interrupt);
     if (interrupted) throw Interrupted("[recalibrate_batch_norm] interrupted; nothing was changed");
@@ -613,14 +599,13 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
   std::fill(parameters_.batches.begin(), parameters_.batches.end(), batches);
 }
 
-#define TW_INSTANTIATE(T)                                                                       \
-  template FitResult TypedModel<T>::fit(const Data&, const FitOptions&);                        \
-  template Targets TypedModel<T>::checked_targets(const Data&, const FitOptions&) const;        \
-  template StepRecord TypedModel<T>::step(const Data&, const Interrupt&, const CustomLoss&);    \
-  template void TypedModel<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,           \
-                                                      const Interrupt&);                        \
-  template void TypedModel<T>::write_gradient(Executor<T>&, const UpdateTask&, bool, T*) const; \
-  template void TypedModel<T>::check_batch(std::int64_t, const char*) const;                    \
+#define TW_INSTANTIATE(T)                                                                    \
+  template FitResult TypedModel<T>::fit(const Data&, const FitOptions&);                     \
+  template Targets TypedModel<T>::checked_targets(const Data&, const FitOptions&) const;     \
+  template StepRecord TypedModel<T>::step(const Data&, const Interrupt&, const CustomLoss&); \
+  template void TypedModel<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,        \
+                                                      const Interrupt&);                     \
+  template void TypedModel<T>::check_batch(std::int64_t, const char*) const;                 \
   template void TypedModel<T>::check_total_weight(double, const char*) const;
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

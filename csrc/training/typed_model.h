@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "network/executor.h"
+#include "math/order.h"
+#include "network/cpu_backend.h"
 #include "network/parameters.h"
 #include "network/plan.h"
 #include "network/workspace.h"
 #include "training/data.h"
 #include "training/model.h"
 #include "training/optimizer.h"
-#include "math/order.h"
 
 namespace thalweg {
 
@@ -129,8 +129,6 @@ class TypedModel final : public Model {
   // Reports what an update that changed the model still has to report.
   void raise_after(const Outcome& outcome) const;
   void reserve_workspace(std::int64_t rows);
-  // The gradient of one task (added or written) in an arena.
-  void write_gradient(Executor<T>& executor, const UpdateTask& task, bool add, T* arena) const;
   std::int64_t apply(const UpdateTask& task, const T* gradient);
   std::int64_t arena_offset(const UpdateTask& task) const;
   std::int64_t arena_count(const UpdateTask& task) const;
@@ -150,7 +148,7 @@ class TypedModel final : public Model {
   // evaluate.cpp
   class Lease;                                         // a workspace out of the pool
   static constexpr std::size_t kPooledWorkspaces = 8;  // kept for later calls
-  // visit(team, executor, first, rows) after the inference pass over each chunk of rows.
+  // visit(team, workspace, batch) after the inference pass over each chunk of rows.
   template <class Visit>
   void infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
              const char* operation, Visit&& visit) const;

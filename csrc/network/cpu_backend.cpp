@@ -1,0 +1,401 @@
+// The primitives: phases of independent chunks, separated by the team's barriers.
+#include "network/cpu_backend.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "math/philox.h"
+
+namespace thalweg {
+namespace {
+
+// A chunk between two looks at the interrupt stays below this many multiply-adds (5 ms with
+// AVX-512, 100 ms in float64 on a loaded processor without AVX).
+constexpr double kChunkProducts = 2e8;
+
+// f(block, panels) over a grid of row blocks x panels: each thread takes a contiguous share in
+// block-major order, in runs of at most max_panels.
+template <class F>
+void grid(Team& team, std::int64_t blocks, std::int64_t panels, std::int64_t max_panels, F&& f) {
+  const std::int64_t total = blocks * panels;
+  std::int64_t begin = total * team.rank() / team.size();
+  const std::int64_t end = total * (team.rank() + 1) / team.size();
+  while (begin < end && !team.stop_requested()) {
+    const std::int64_t first = begin % panels;
+    const std::int64_t last = std::min({panels, first + (end - begin), first + max_panels});
+    f(begin / panels, Range{first, last});
+    begin += last - first;
+  }
+  team.barrier();
+}
+
+template <class T, class F>
+void grid(Team& team, const Panels<T>& matrix, F&& f) {
+  grid(team, row_blocks_of(matrix.rows), matrix.panels(), matrix.panels(),
+       [&](std::int64_t block, Range panels) { f(row_block(block, matrix.rows), panels); });
+}
+
+std::int64_t panels_per_chunk(std::int64_t depth) {
+  const double products = static_cast<double>(kRowBlock * kPanel) * static_cast<double>(depth + 1);
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(kChunkProducts / products));
+}
+
+// C of `problem`, in chunks.
+template <class T>
+void multiply(Team& team, const cpu::Kernels<T>& kernels, const cpu::Gemm<T>& problem) {
+  grid(team, row_blocks_of(problem.c.rows), problem.c.panels(), panels_per_chunk(problem.a.width),
+       [&](std::int64_t block, Range panels) {
+         kernels.gemm(problem, row_block(block, problem.c.rows), panels);
+       });
+}
+
+}  // namespace
+
+template <class T>
+void CpuBackend<T>::begin_forward(const Pass& pass) {
+  if (plan_.states.empty()) return;
+  team_.single([&] {
+    if (pass.mode == Mode::kTraining) {
+      const std::int64_t rows = workspace_.rows();
+      for (std::int64_t b = 0; b < row_blocks_of(rows); ++b) {
+        const Range range = row_block(b, rows);
+        workspace_.block_rows[b] = static_cast<double>(range.size());
+        double weight = 0.0;
+        if (plan_.has_weighted_batch_norm())
+          for (std::int64_t r = range.begin; r < range.end; ++r)
+            weight += static_cast<double>(workspace_.row_weights[r]);
+        workspace_.block_weights[b] = weight;
+      }
+      return;
+    }
+    for (const Node& node : plan_.nodes) {
+      if (node.state < 0) continue;
+      const BatchNormState& state = plan_.states[node.state];
+      const T* running_mean = parameters_.running_mean(state);
+      const T* running_var = parameters_.running_var(state);
+      for (std::int64_t c = 0; c < state.width; ++c) {
+        workspace_.mean(node.state)[c] = running_mean[c];
+        workspace_.inv_std(node.state)[c] =
+            static_cast<T>(1.0 / std::sqrt(static_cast<double>(running_var[c]) + state.eps));
+      }
+    }
+    if (pass.mode != Mode::kInference) return;
+    for (const Node& node : plan_.nodes) {
+      if (node.batch_norm < 0) continue;
+      const Node& bn = plan_.nodes[node.batch_norm];
+      const BatchNormState& state = plan_.states[bn.state];
+      for (std::int64_t c = 0; c < state.width; ++c) {
+        const double scale =
+            static_cast<double>(vector(bn.gamma)[c]) /
+            std::sqrt(static_cast<double>(parameters_.running_var(state)[c]) + state.eps);
+        const double bias = node.bias >= 0 ? static_cast<double>(vector(node.bias)[c]) : 0.0;
+        workspace_.fold_scale(bn.state)[c] = static_cast<T>(scale);
+        workspace_.fold_shift(bn.state)[c] = static_cast<T>(
+            static_cast<double>(vector(bn.beta)[c]) +
+            (bias - static_cast<double>(parameters_.running_mean(state)[c])) * scale);
+      }
+    }
+  });
+}
+
+template <class T>
+void CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
+  cpu::Gemm<T> gemm;
+  gemm.a = problem.x;
+  gemm.b = problem.weight.values;
+  gemm.c = problem.y;
+  gemm.shift = problem.bias;
+  gemm.activation = problem.activation;
+  gemm.pre = problem.pre.data;
+  if (problem.statistics >= 0) {
+    gemm.statistics = workspace_.block_statistics.data();
+    if (plan_.states[problem.statistics].weighted) gemm.row_weights = workspace_.row_weights.data();
+  }
+  if (problem.folded >= 0) {
+    gemm.scale = workspace_.fold_scale(problem.folded);
+    gemm.shift = workspace_.fold_shift(problem.folded);
+  }
+  multiply(team_, kernels_, gemm);
+}
+
+template <class T>
+void CpuBackend<T>::activation(const Matrix& z, const Matrix& y,
+                               const cpu::Activation& activation) {
+  grid(team_, y,
+       [&](Range rows, Range panels) { kernels_.activation(z, y, activation, rows, panels); });
+}
+
+template <class T>
+void CpuBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
+                            bool accumulate) {
+  cpu::Dropout dropout;
+  dropout.seed = pass.seed;
+  dropout.step = pass.step;
+  dropout.stream = node.stream;
+  dropout.threshold = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(bernoulli_threshold(node.rate), 0xffffffffu));
+  dropout.scale = 1.0 / (1.0 - node.rate);
+  dropout.first_row = pass.first_row;
+  grid(team_, y, [&](Range rows, Range panels) {
+    kernels_.dropout(x, y, dropout, accumulate, rows, panels);
+  });
+}
+
+template <class T>
+void CpuBackend<T>::copy(const Matrix& x, const Matrix& y) {
+  grid(team_, y, [&](Range rows, Range panels) { kernels_.copy(x, y, rows, panels); });
+}
+
+template <class T>
+void CpuBackend<T>::accumulate(const Matrix& x, const Matrix& y) {
+  grid(team_, y, [&](Range rows, Range panels) { kernels_.accumulate(x, y, rows, panels); });
+}
+
+template <class T>
+void CpuBackend<T>::add(const Matrix& a, const Matrix& b, const Matrix& y) {
+  grid(team_, y, [&](Range rows, Range panels) { kernels_.add(a, b, y, rows, panels); });
+}
+
+template <class T>
+void CpuBackend<T>::maxout(const Matrix& z, const Matrix& y, std::int64_t pieces) {
+  team_.for_each(row_blocks_of(y.rows), [&](std::int64_t block) {
+    kernels_.maxout(z, y, pieces, row_block(block, y.rows));
+  });
+}
+
+template <class T>
+void CpuBackend<T>::batch_statistics(const Pass& pass, int state, const Matrix& z,
+                                     bool blocks_ready) {
+  const BatchNormState& norm = plan_.states[state];
+  const std::int64_t blocks = row_blocks_of(z.rows);
+  cpu::BlockStatistics* statistics = workspace_.block_statistics.data();
+  if (!blocks_ready) {
+    const T* weights = norm.weighted ? workspace_.row_weights.data() : nullptr;
+    grid(team_, blocks, z.panels(), z.panels(), [&](std::int64_t block, Range panels) {
+      kernels_.column_statistics(z, weights, statistics, {block, block + 1}, panels);
+    });
+  }
+  const double* block_weights =
+      norm.weighted ? workspace_.block_weights.data() : workspace_.block_rows.data();
+  const double total = norm.weighted ? pass.total_weight : static_cast<double>(z.rows);
+  team_.for_each(z.panels(), [&](std::int64_t panel) {
+    double* mean = workspace_.batch_mean(state) + panel * kPanel;
+    double* var = workspace_.batch_var(state) + panel * kPanel;
+    kernels_.merge_statistics(statistics, block_weights, blocks, z.panels(), panel, mean, var);
+    for (std::int64_t j = 0; j < kPanel; ++j) {
+      var[j] /= total;
+      workspace_.mean(state)[panel * kPanel + j] = static_cast<T>(mean[j]);
+      workspace_.inv_std(state)[panel * kPanel + j] =
+          static_cast<T>(1.0 / std::sqrt(var[j] + norm.eps));
+    }
+  });
+}
+
+template <class T>
+void CpuBackend<T>::batch_norm(const BatchNormForward<CpuBackend>& problem) {
+  cpu::BatchNormApply<T> apply;
+  apply.z = problem.z;
+  apply.y = problem.y;
+  apply.mean = workspace_.mean(problem.state);
+  apply.inv_std = workspace_.inv_std(problem.state);
+  apply.gamma = problem.gamma;
+  apply.beta = problem.beta;
+  apply.activation = problem.activation;
+  apply.pre = problem.pre.data;
+  grid(team_, problem.y,
+       [&](Range rows, Range panels) { kernels_.batch_norm(apply, rows, panels); });
+}
+
+template <class T>
+void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, const Matrix& gradient,
+                         LossTotals* totals) {
+  const LossDescription& description = plan_.description.loss;
+  cpu::Loss<T> problem;
+  problem.outputs = outputs;
+  if (request.dense_targets)
+    problem.targets = {workspace_.targets.data(), workspace_.rows(), plan_.out_features};
+  else
+    problem.labels = workspace_.labels.data();
+  if (request.weighted) problem.row_weights = workspace_.row_weights.data();
+  problem.label_smoothing = description.label_smoothing;
+  problem.parameter = description.parameter;
+  problem.gradient_scale = request.gradient_scale;
+  problem.gradient = gradient;
+  problem.blocks = workspace_.block_losses.data();
+  const bool cross_entropy = description.kind == LossDescription::Kind::kCrossEntropy;
+  const std::int64_t blocks = row_blocks_of(workspace_.rows());
+  team_.for_each(blocks, [&](std::int64_t block) {
+    if (cross_entropy)
+      kernels_.softmax_cross_entropy(problem, {block, block + 1});
+    else
+      kernels_.elementwise_loss(description.elementwise, problem, {block, block + 1});
+  });
+  team_.single([&] {
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      totals->loss += workspace_.block_losses[b].loss;
+      totals->hits += workspace_.block_losses[b].hits;
+      totals->weight += workspace_.block_losses[b].weight;
+    }
+  });
+}
+
+template <class T>
+void CpuBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
+                                        const cpu::Activation& activation, bool accumulate) {
+  grid(team_, dz, [&](Range rows, Range panels) {
+    kernels_.activation_backward(dy, at.data, dz, activation, accumulate, rows, panels);
+  });
+}
+
+template <class T>
+void CpuBackend<T>::dense_input_gradient(const DenseInputGradient<CpuBackend>& problem) {
+  cpu::Gemm<T> gemm;
+  gemm.a = problem.dy;
+  gemm.b = problem.weight.transposed;
+  gemm.c = problem.dx;
+  gemm.accumulate = problem.accumulate;
+  gemm.has_derivative = problem.at.present();
+  gemm.derivative = problem.derivative;
+  gemm.derivative_at = problem.at.data;
+  multiply(team_, kernels_, gemm);
+}
+
+template <class T>
+void CpuBackend<T>::maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz,
+                                    std::int64_t pieces) {
+  team_.for_each(row_blocks_of(dy.rows), [&](std::int64_t block) {
+    kernels_.maxout_backward(z, dy, dz, pieces, row_block(block, dy.rows));
+  });
+}
+
+template <class T>
+void CpuBackend<T>::batch_norm_backward(const Pass& pass,
+                                        const BatchNormBackward<CpuBackend>& problem) {
+  const int state = problem.state;
+  const Matrix& z = problem.z;
+  const std::int64_t blocks = row_blocks_of(z.rows);
+
+  cpu::BatchNormBackwardSums<T> sums;
+  sums.z = z;
+  sums.mean = workspace_.mean(state);
+  sums.inv_std = workspace_.inv_std(state);
+  sums.dy = problem.dy;
+  sums.activation = problem.activation;
+  sums.derivative_at = problem.at.data;
+  sums.sums = workspace_.block_sums.data();
+  grid(team_, blocks, z.panels(), z.panels(), [&](std::int64_t block, Range panels) {
+    kernels_.batch_norm_backward_sums(sums, {block, block + 1}, panels);
+  });
+
+  const bool weighted = plan_.states[state].weighted && pass.mode == Mode::kTraining;
+  const double total = weighted ? pass.total_weight : static_cast<double>(z.rows);
+  T* dgamma = workspace_vector(problem.gamma);
+  T* dbeta = workspace_vector(problem.beta);
+  team_.for_each(z.panels(), [&](std::int64_t panel) {
+    for (std::int64_t j = 0; j < z.lanes(panel); ++j) {
+      double g = 0.0;
+      double g_xhat = 0.0;
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        const cpu::BlockSums& block = workspace_.block_sums[b * z.panels() + panel];
+        g += block.g[j];
+        g_xhat += block.g_xhat[j];
+      }
+      const std::int64_t c = panel * kPanel + j;
+      dbeta[c] = static_cast<T>(g);
+      dgamma[c] = static_cast<T>(g_xhat);
+      workspace_.mean_g(state)[c] = static_cast<T>(g / total);
+      workspace_.mean_g_xhat(state)[c] = static_cast<T>(g_xhat / total);
+    }
+  });
+
+  if (!problem.dz.present()) return;
+  cpu::BatchNormBackwardApply<T> apply;
+  apply.z = z;
+  apply.mean = sums.mean;
+  apply.inv_std = sums.inv_std;
+  apply.gamma = vector(problem.gamma);
+  if (pass.mode == Mode::kTraining) {
+    apply.mean_g = workspace_.mean_g(state);
+    apply.mean_g_xhat = workspace_.mean_g_xhat(state);
+  }
+  if (weighted) apply.row_weights = workspace_.row_weights.data();
+  apply.g = problem.dy;
+  apply.dz = problem.dz;
+  apply.accumulate = problem.accumulate;
+  grid(team_, apply.dz,
+       [&](Range rows, Range panels) { kernels_.batch_norm_backward(apply, rows, panels); });
+}
+
+// The threads divide the arena into contiguous shares.
+template <class T>
+bool CpuBackend<T>::owns(std::int64_t arena_offset) const {
+  const std::int64_t share = ceil_div(plan_.arena_size, team_.size());
+  return arena_offset / share == team_.rank();
+}
+
+template <class T>
+void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& dy, bool accumulate,
+                                    T* arena) {
+  T* tile = arena + plan_.tensors[tensor].offset;
+  for (std::int64_t o = 0; o < dy.panels(); ++o) {
+    for (std::int64_t k = 0; k < x.panels(); ++k, tile += kTile) {
+      if (!owns(tile - arena)) continue;
+      if (team_.stop_requested()) return;
+      kernels_.wgrad_tile(x.panel(k), x.lanes(k), dy.panel(o), dy.lanes(o), x.rows, accumulate,
+                          tile);
+    }
+  }
+}
+
+template <class T>
+void CpuBackend<T>::sum_columns(const Panels<T>& dy, T* sums) {
+  for (std::int64_t p = 0; p < dy.panels(); ++p)
+    kernels_.column_sum(dy.panel(p), dy.rows, dy.lanes(p), false, sums + p * kPanel);
+}
+
+template <class T>
+void CpuBackend<T>::store_vector(int tensor, bool accumulate, T* arena) {
+  const Tensor& place = plan_.tensors[tensor];
+  const T* from = workspace_vector(tensor);
+  T* to = arena + place.offset;
+  if (accumulate)
+    kernels_.axpy(1.0, from, to, place.padded);
+  else
+    std::copy_n(from, place.padded, to);
+}
+
+template <class T>
+void CpuBackend<T>::bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena) {
+  if (!owns(plan_.tensors[tensor].offset) || team_.stop_requested()) return;
+  sum_columns(dy, workspace_vector(tensor));
+  store_vector(tensor, accumulate, arena);
+}
+
+template <class T>
+void CpuBackend<T>::norm_gradient(int tensor, bool accumulate, T* arena) {
+  if (owns(plan_.tensors[tensor].offset)) store_vector(tensor, accumulate, arena);
+}
+
+template <class T>
+void CpuBackend<T>::tile_gradient(const UpdateTask& task, T* tile) {
+  const Node& node = plan_.nodes[task.node];
+  const Matrix x = value(node.input);
+  const Matrix dy = gradient(node.output);
+  kernels_.wgrad_tile(x.panel(task.in_panel), x.lanes(task.in_panel), dy.panel(task.out_panel),
+                      dy.lanes(task.out_panel), x.rows, false, tile);
+}
+
+template <class T>
+const T* CpuBackend<T>::vector_gradient(const UpdateTask& task) {
+  const Node& node = plan_.nodes[task.node];
+  T* to = workspace_vector(task.tensor);
+  if (task.tensor == node.bias) sum_columns(gradient(node.output), to);
+  return to;
+}
+
+template class CpuBackend<float>;
+template class CpuBackend<double>;
+template class Executor<CpuBackend<float>>;
+template class Executor<CpuBackend<double>>;
+
+}  // namespace thalweg

@@ -1,0 +1,112 @@
+// The primitives of the executor's walk on the CPU.
+//
+// Every thread of the team has a backend of its own over the same plan, parameters and workspace,
+// and all of them make the same calls: a primitive spreads its chunks over the team and ends with
+// the team's barrier (see core/thread_pool.h), so that a whole step is one parallel region. A pass
+// may be left unfinished only when the team was stopped. A backend borrows everything and owns
+// nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "core/thread_pool.h"
+#include "network/executor.h"
+#include "network/parameters.h"
+#include "network/workspace.h"
+
+namespace thalweg {
+
+// A weight and its transposed copy, each in tiles.
+template <class T>
+struct CpuWeight {
+  const T* values = nullptr;
+  const T* transposed = nullptr;
+};
+
+// Panels that may be absent.
+template <class T>
+struct CpuMatrix : Panels<T> {
+  bool present() const { return this->data != nullptr; }
+};
+
+template <class T>
+class CpuBackend {
+ public:
+  using Element = T;
+  using Matrix = CpuMatrix<T>;
+  using Weight = CpuWeight<T>;
+  using Vector = const T*;
+
+  CpuBackend(const Plan& plan, const Parameters<T>& parameters, Workspace<T>& workspace,
+             const cpu::Kernels<T>& kernels, Team& team)
+      : plan_(plan),
+        parameters_(parameters),
+        workspace_(workspace),
+        kernels_(kernels),
+        team_(team) {}
+
+  const Plan& plan() const { return plan_; }
+  Matrix value(int buffer) const { return {workspace_.value(buffer)}; }
+  Matrix gradient(int buffer) const { return {workspace_.gradient(buffer)}; }
+  Vector vector(int tensor) const {
+    return parameters_.values.data() + plan_.tensors[tensor].offset;
+  }
+  Weight weight(int tensor) const {
+    return {vector(tensor),
+            parameters_.transposed.data() + plan_.tensors[tensor].transposed_offset};
+  }
+
+  void begin_forward(const Pass& pass);
+  void dense(const DenseForward<CpuBackend>& problem);
+  void activation(const Matrix& z, const Matrix& y, const cpu::Activation& activation);
+  void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
+               bool accumulate);
+  void copy(const Matrix& x, const Matrix& y);
+  void accumulate(const Matrix& x, const Matrix& y);
+  void add(const Matrix& a, const Matrix& b, const Matrix& y);
+  void maxout(const Matrix& z, const Matrix& y, std::int64_t pieces);
+  // Mean and variance of the batch; `blocks_ready` when the dense node left those of the row
+  // blocks.
+  void batch_statistics(const Pass& pass, int state, const Matrix& z, bool blocks_ready);
+  void batch_norm(const BatchNormForward<CpuBackend>& problem);
+
+  // One thread adds to `totals`, block by block.
+  void loss(const LossRequest& request, const Matrix& outputs, const Matrix& gradient,
+            LossTotals* totals);
+
+  void activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
+                           const cpu::Activation& activation, bool accumulate);
+  void dense_input_gradient(const DenseInputGradient<CpuBackend>& problem);
+  void maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz, std::int64_t pieces);
+  void batch_norm_backward(const Pass& pass, const BatchNormBackward<CpuBackend>& problem);
+
+  // Into the tensor's place in an arena. No barrier until end_gradients(): the places are apart.
+  void weight_gradient(int tensor, const Matrix& x, const Matrix& dy, bool accumulate, T* arena);
+  void bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena);
+  void norm_gradient(int tensor, bool accumulate, T* arena);
+  void end_gradients() { team_.barrier(); }
+
+  // Not collective: the gradient of one update task, for an optimizer that uses it at once.
+  // Weights: into tile[kTile]; vectors: into the workspace, at the place that is returned.
+  void tile_gradient(const UpdateTask& task, T* tile);
+  const T* vector_gradient(const UpdateTask& task);
+
+ private:
+  bool owns(std::int64_t arena_offset) const;
+  T* workspace_vector(int tensor) {
+    return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
+  }
+  void sum_columns(const Panels<T>& dy, T* sums);
+  void store_vector(int tensor, bool accumulate, T* arena);
+
+  const Plan& plan_;
+  const Parameters<T>& parameters_;
+  Workspace<T>& workspace_;
+  const cpu::Kernels<T>& kernels_;
+  Team& team_;
+};
+
+extern template class Executor<CpuBackend<float>>;
+extern template class Executor<CpuBackend<double>>;
+
+}  // namespace thalweg
