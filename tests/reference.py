@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from dual import Dual, erfc
 
 Float = npt.NDArray[np.float64]
 UInt64 = npt.NDArray[np.uint64]
@@ -23,9 +24,9 @@ Spec = Mapping[str, Any]
 Parameters = dict[str, Float]
 
 
-def as_float(a: npt.ArrayLike) -> Float:
-    """`a` as a float64 array."""
-    return np.asarray(a, dtype=np.float64)
+def as_float(a: Any) -> Float:
+    """`a` as a float64 array; dual numbers stay what they are."""
+    return a if isinstance(a, Dual) else np.asarray(a, dtype=np.float64)  # type: ignore[return-value]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -117,8 +118,7 @@ def _sigmoid_slope(z: Float) -> Float:
 
 
 def _normal_cdf(z: Float) -> Float:
-    half_erfc = np.vectorize(lambda u: 0.5 * math.erfc(-u / math.sqrt(2.0)), otypes=[np.float64])
-    return as_float(half_erfc(z))
+    return as_float(0.5 * erfc(-z / math.sqrt(2.0)))
 
 
 def _normal_pdf(z: Float) -> Float:
@@ -1359,6 +1359,49 @@ def train_step(
     if trainer.averager is not None:
         trainer.averager.update(trainer.optimizer.theta(trainer.parameters))
     return loss
+
+
+# --------------------------------------------------------------------------------------------------
+# Second derivatives, by dual numbers
+# --------------------------------------------------------------------------------------------------
+
+
+def _dual_parameters(network: Network, parameters: Mapping[str, Float], v: Float) -> Any:
+    directions = network.unflatten(as_float(v))
+    return {name: Dual(p, directions[name]) for name, p in parameters.items()}
+
+
+def hessian_product(
+    network: Network, parameters: Mapping[str, Float], v: Float, *data: Any, **options: Any
+) -> Float:
+    """H v for the Hessian of the loss; `data` and `options` are those of `Network.evaluate`."""
+    found = network.evaluate(_dual_parameters(network, parameters, v), *data, **options)
+    return np.concatenate([as_float(g.tangent).ravel() for g in found.gradients.values()])  # type: ignore[attr-defined]
+
+
+def output_tangent(
+    network: Network, parameters: Mapping[str, Float], v: Float, x: Float, **options: Any
+) -> Float:
+    """J v for the Jacobian J of the outputs [rows, out] with respect to the parameters."""
+    y, _, _ = network.forward(_dual_parameters(network, parameters, v), x, **options)
+    return as_float(y.tangent)  # type: ignore[attr-defined]
+
+
+def gauss_newton_product(
+    network: Network,
+    parameters: Mapping[str, Float],
+    v: Float,
+    x: Float,
+    target: npt.ArrayLike,
+    **options: Any,
+) -> Float:
+    """J' L J v with the Hessian L of the loss with respect to the outputs."""
+    y, backward, _ = network.forward(parameters, x, **options)
+    tangent = output_tangent(network, parameters, v, x, **options)
+    gradient: Any = network.loss(Dual(y, tangent), target, options.get("sample_weight")).gradient  # type: ignore[arg-type]
+    gradients: Parameters = {}
+    backward(gradient.tangent, gradients)
+    return network.flatten({name: gradients[name] for name in network.parameter_shapes()})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -709,6 +709,44 @@ def test_network_directional_derivatives(case: networks.Case, training: bool) ->
         assert abs(numeric - (found.input_gradient * dx).sum()) <= GRADIENT_ERROR * size + 1e-9
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_second_derivatives_of_random_networks(training: bool) -> None:
+    """Products with the Hessian against differences of gradients; Gauss-Newton against both."""
+    for case in networks.random_cases(25, 70_000):
+        network = ref.Network(case.description)
+        options: dict[str, Any] = {
+            "state": case.state,
+            "training": training,
+            "sample_weight": case.sample_weight,
+            "step": case.step,
+        }
+        theta = network.flatten(case.parameters)
+        v = rng(case.seed).standard_normal(theta.size) / math.sqrt(theta.size)
+
+        def gradient(
+            at: ref.Float,
+            network: ref.Network = network,
+            case: networks.Case = case,
+            options: dict[str, Any] = options,
+        ) -> ref.Float:
+            found = network.evaluate(network.unflatten(at), case.x, case.target, **options)
+            return network.flatten(found.gradients)
+
+        product = ref.hessian_product(network, case.parameters, v, case.x, case.target, **options)
+        difference = (gradient(theta + 1e-5 * v) - gradient(theta - 1e-5 * v)) / 2e-5
+        assert networks.relative_error(product, difference) <= 1e-5, case.seed
+        newton = ref.gauss_newton_product(
+            network, case.parameters, v, case.x, case.target, **options
+        )
+        assert v @ newton >= -1e-12
+        outputs = [
+            network.forward(network.unflatten(theta + h * v), case.x, **options)[0]
+            for h in (1e-5, -1e-5)
+        ]
+        tangent = ref.output_tangent(network, case.parameters, v, case.x, **options)
+        assert networks.relative_error(tangent, (outputs[0] - outputs[1]) / 2e-5) <= 1e-5
+
+
 def test_random_networks_cover_everything() -> None:
     kinds: Counter[str] = Counter()
     losses: Counter[str] = Counter()

@@ -51,6 +51,33 @@ void activation_backward(Panels<const T> dy, const T* at, Panels<T> dz, Activati
 }
 
 template <class T>
+void activation_backward_tangent(const ActivationBackwardTangent<T>& problem, Range rows,
+                                 Range panels) {
+  const T a = static_cast<T>(problem.activation.parameter);
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    const T* const dy = problem.dy.row(p, rows.begin);
+    const T* const dy_tangent = problem.dy_tangent.row(p, rows.begin);
+    const T* const at = problem.at + (dy - problem.dy.data);
+    const T* const z_tangent = problem.z_tangent + (dy - problem.dy.data);
+    T* const out = problem.dz_tangent.row(p, rows.begin);
+    const std::int64_t lanes = problem.dz_tangent.lanes(p);
+    dispatch_activation(problem.activation.id, [&](auto activation) {
+      using Phi = decltype(activation);
+      const auto tangent = [=](std::int64_t i) TW_ALWAYS_INLINE {
+        return madd(dy_tangent[i], Phi::derivative(at[i], a),
+                    dy[i] * (Phi::second_derivative(at[i], a) * z_tangent[i]));
+      };
+      if (problem.accumulate) {
+        transform(out, rows.size(), lanes,
+                  [=](std::int64_t i) TW_ALWAYS_INLINE { return out[i] + tangent(i); });
+      } else {
+        transform(out, rows.size(), lanes, tangent);
+      }
+    });
+  }
+}
+
+template <class T>
 void add(Panels<const T> a, Panels<const T> b, Panels<T> out, Range rows, Range panels) {
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
     const T* const left = a.row(p, rows.begin);
@@ -81,6 +108,7 @@ void copy(Panels<const T> x, Panels<T> out, Range rows, Range panels) {
   template void activation(Panels<const T>, Panels<T>, Activation, Range, Range);                  \
   template void activation_backward(Panels<const T>, const T*, Panels<T>, Activation, bool, Range, \
                                     Range);                                                        \
+  template void activation_backward_tangent(const ActivationBackwardTangent<T>&, Range, Range);    \
   template void add(Panels<const T>, Panels<const T>, Panels<T>, Range, Range);                    \
   template void accumulate(Panels<const T>, Panels<T>, Range, Range);                              \
   template void copy(Panels<const T>, Panels<T>, Range, Range);

@@ -89,6 +89,59 @@ struct BatchNormBackwardApply {
   bool accumulate = false;
 };
 
+// ---- tangents: how a value of the passes above changes along a direction. The tangent of x is
+// called x_tangent; Pearlmutter 1994 writes R{x}.
+
+// dz_tangent (+)= dy_tangent * phi'(at) + dy * phi''(at) * z_tangent
+template <class T>
+struct ActivationBackwardTangent {
+  Panels<const T> dy;
+  Panels<const T> dy_tangent;
+  const T* at = nullptr;         // panels like dy: z or y as phi declares
+  const T* z_tangent = nullptr;  // panels like dy
+  Activation activation{};
+  Panels<T> dz_tangent;  // may be dy_tangent itself
+  bool accumulate = false;
+};
+
+// The input of a batch norm with its tangent. Frozen statistics are constants: both means are null.
+template <class T>
+struct BatchNormPoint {
+  Panels<const T> z;
+  Panels<const T> z_tangent;
+  const T* mean = nullptr;
+  const T* inv_std = nullptr;
+  const T* mean_tangent = nullptr;  // sum of w z_tangent / W
+  const T* std_tangent = nullptr;   // sum of w z_tangent xhat / W
+};
+
+// y_tangent = gamma_tangent * xhat + gamma * xhat_tangent + beta_tangent
+template <class T>
+struct BatchNormTangent {
+  BatchNormPoint<T> point;
+  const T* gamma = nullptr;
+  const T* gamma_tangent = nullptr;
+  const T* beta_tangent = nullptr;
+  Panels<T> y_tangent;
+};
+
+// The tangent of BatchNormBackwardApply; g as there.
+template <class T>
+struct BatchNormBackwardTangent {
+  BatchNormPoint<T> point;
+  const T* gamma = nullptr;
+  const T* gamma_tangent = nullptr;
+  const T* mean_g = nullptr;  // these four are null for frozen statistics
+  const T* mean_g_xhat = nullptr;
+  const T* mean_g_tangent = nullptr;       // sum of g_tangent / W
+  const T* mean_g_xhat_tangent = nullptr;  // sum of (g xhat)_tangent / W
+  const T* row_weights = nullptr;
+  Panels<const T> g;
+  Panels<const T> g_tangent;
+  Panels<T> dz_tangent;  // may be g_tangent itself
+  bool accumulate = false;
+};
+
 struct Dropout {
   std::uint64_t seed = 0;
   std::uint64_t step = 0;
@@ -117,6 +170,19 @@ struct Loss {
   double gradient_scale = 1.0;
   Panels<T> gradient{};         // data null: value only
   BlockLoss* blocks = nullptr;  // [row_blocks]
+};
+
+// gradient_tangent = gradient_scale * w_i * (d^2(loss_i)/d(output)^2) output_tangent
+template <class T>
+struct LossTangent {
+  Panels<const T> outputs;
+  Panels<const T> output_tangent;
+  Panels<const T> targets{};       // data null: integer labels, which the product does not need
+  const T* row_weights = nullptr;  // [rows] or null for ones
+  double label_smoothing = 0.0;
+  double parameter = 0.0;
+  double gradient_scale = 1.0;
+  Panels<T> gradient_tangent;
 };
 
 template <class T>
@@ -181,6 +247,24 @@ struct Kernels {
   void (*batch_norm_backward_sums)(const BatchNormBackwardSums<T>& problem, Range blocks,
                                    Range panels);
   void (*batch_norm_backward)(const BatchNormBackwardApply<T>& problem, Range rows, Range panels);
+
+  // ---- tangents
+  void (*activation_backward_tangent)(const ActivationBackwardTangent<T>& problem, Range rows,
+                                      Range panels);
+  // y_tangent takes the element of z_tangent at the place of z's maximum.
+  void (*maxout_tangent)(Panels<const T> z, Panels<const T> z_tangent, Panels<T> y_tangent,
+                         std::int64_t pieces, Range rows);
+  // Sums of w z_tangent and of w z_tangent xhat.
+  void (*batch_norm_tangent_sums)(const BatchNormPoint<T>& point, const T* row_weights,
+                                  BlockSums* sums, Range blocks, Range panels);
+  void (*batch_norm_tangent)(const BatchNormTangent<T>& problem, Range rows, Range panels);
+  // Sums of g_tangent and of g_tangent xhat + g xhat_tangent.
+  void (*batch_norm_backward_tangent_sums)(const BatchNormBackwardTangent<T>& problem,
+                                           BlockSums* sums, Range blocks, Range panels);
+  void (*batch_norm_backward_tangent)(const BatchNormBackwardTangent<T>& problem, Range rows,
+                                      Range panels);
+  void (*softmax_cross_entropy_tangent)(const LossTangent<T>& problem, Range blocks);
+  void (*elementwise_loss_tangent)(int loss_id, const LossTangent<T>& problem, Range blocks);
 
   // ---- losses, by row block
   void (*softmax_cross_entropy)(const Loss<T>& problem, Range blocks);

@@ -314,6 +314,48 @@ BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
   return block;
 }
 
+// Rows [first, first + count): a . (z' - sum a z') sum(y), whatever the labels are.
+template <class T>
+void tangent_strip(const LossTangent<T>& problem, std::int64_t first, std::int64_t count) {
+  const Panels<const T> z = problem.outputs;
+  const Panels<T> out = problem.gradient_tangent;
+  FloatBits<T> labels[kStrip];
+  for (auto& label : labels) label = kNoLabel<T>;
+  Strip<T> strip;
+  find_maxima(z, first, count, strip.maximum, strip.argmax);
+  sum_exponentials(z, first, count, labels, out, strip);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t r = first + i;
+    const double inverse_sum = 1.0 / strip.others[i];
+    double mean[kPanel] = {};
+    double target_sum[kPanel] = {};
+    for (std::int64_t p = 0; p < z.panels(); ++p) {
+      const T* const e = out.row(p, r);
+      const T* const tangent = problem.output_tangent.row(p, r);
+      for (std::int64_t j = 0; j < kPanel; ++j) {
+        mean[j] = madd(static_cast<double>(e[j]), static_cast<double>(tangent[j]), mean[j]);
+      }
+      if (!problem.targets.data) continue;
+      const T* const t = problem.targets.row(p, r);
+      for (std::int64_t j = 0; j < kPanel; ++j) target_sum[j] += static_cast<double>(t[j]);
+    }
+    const double total = problem.targets.data ? madd(1.0 - problem.label_smoothing,
+                                                     sum_lanes(target_sum), problem.label_smoothing)
+                                              : 1.0;
+    const double weight = problem.row_weights ? static_cast<double>(problem.row_weights[r]) : 1.0;
+    const T factor = static_cast<T>(problem.gradient_scale * weight * total);
+    const T inverse = static_cast<T>(inverse_sum);
+    const T centre = static_cast<T>(sum_lanes(mean) * inverse_sum);
+    for (std::int64_t p = 0; p < z.panels(); ++p) {
+      T* const to = out.row(p, r);
+      const T* const tangent = problem.output_tangent.row(p, r);
+      transform(to, 1, z.lanes(p), [=](std::int64_t j) TW_ALWAYS_INLINE {
+        return cross_entropy::gradient_tangent(to[j] * inverse, tangent[j], centre, factor);
+      });
+    }
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -343,6 +385,38 @@ void elementwise_loss(int loss_id, const Loss<T>& problem, Range blocks) {
 }
 
 template <class T>
+void softmax_cross_entropy_tangent(const LossTangent<T>& problem, Range blocks) {
+  for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
+    for_strips(row_block(block, problem.outputs.rows),
+               [&](std::int64_t first, std::int64_t count)
+                   TW_ALWAYS_INLINE { tangent_strip(problem, first, count); });
+  }
+}
+
+template <class T>
+void elementwise_loss_tangent(int loss_id, const LossTangent<T>& problem, Range blocks) {
+  const T parameter = static_cast<T>(problem.parameter);
+  const Panels<T> out = problem.gradient_tangent;
+  dispatch_loss(loss_id, [&](auto rule) {
+    using Rule = decltype(rule);
+    const Range rows{blocks.begin * kRowBlock,
+                     blocks.end * kRowBlock < out.rows ? blocks.end * kRowBlock : out.rows};
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      const double weight = problem.row_weights ? static_cast<double>(problem.row_weights[r]) : 1.0;
+      const T factor = static_cast<T>(problem.gradient_scale * weight);
+      for (std::int64_t p = 0; p < out.panels(); ++p) {
+        const T* const output = problem.outputs.row(p, r);
+        const T* const tangent = problem.output_tangent.row(p, r);
+        const T* const target = problem.targets.row(p, r);
+        transform(out.row(p, r), 1, out.lanes(p), [=](std::int64_t j) TW_ALWAYS_INLINE {
+          return factor * Rule::second_derivative(output[j], target[j], parameter) * tangent[j];
+        });
+      }
+    }
+  });
+}
+
+template <class T>
 void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
   FloatBits<T> labels[kStrip];
   for (auto& label : labels) label = kNoLabel<T>;
@@ -361,9 +435,11 @@ void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
   });
 }
 
-#define TW_INSTANTIATE(T)                                     \
-  template void softmax_cross_entropy(const Loss<T>&, Range); \
-  template void elementwise_loss(int, const Loss<T>&, Range); \
+#define TW_INSTANTIATE(T)                                                    \
+  template void softmax_cross_entropy(const Loss<T>&, Range);                \
+  template void elementwise_loss(int, const Loss<T>&, Range);                \
+  template void softmax_cross_entropy_tangent(const LossTangent<T>&, Range); \
+  template void elementwise_loss_tangent(int, const LossTangent<T>&, Range); \
   template void softmax(Panels<const T>, Panels<T>, Range);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

@@ -90,9 +90,29 @@ void maxout_backward(Panels<const T> z, Panels<const T> dy, Panels<T> dz, std::i
   }
 }
 
-#define TW_INSTANTIATE(T)                                                \
-  template void maxout(Panels<const T>, Panels<T>, std::int64_t, Range); \
-  template void maxout_backward(Panels<const T>, Panels<const T>, Panels<T>, std::int64_t, Range);
+template <class T>
+void maxout_tangent(Panels<const T> z, Panels<const T> z_tangent, Panels<T> y_tangent,
+                    std::int64_t pieces, Range rows) {
+  for (std::int64_t p = 0; p < y_tangent.panels(); ++p) {
+    const std::int64_t lanes = y_tangent.lanes(p);
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      T maximum[kPanel];
+      std::int32_t winner[kPanel];
+      maxima(z, pieces, p, r, lanes, maximum, winner);
+      T* const to = y_tangent.row(p, r);
+      for (std::int64_t u = 0; u < lanes; ++u) {
+        const std::int64_t column = (p * kPanel + u) * pieces + winner[u];
+        to[u] = z_tangent.row(column / kPanel, r)[column % kPanel];
+      }
+      for (std::int64_t u = lanes; u < kPanel; ++u) to[u] = T(0);
+    }
+  }
+}
+
+#define TW_INSTANTIATE(T)                                                                          \
+  template void maxout(Panels<const T>, Panels<T>, std::int64_t, Range);                           \
+  template void maxout_backward(Panels<const T>, Panels<const T>, Panels<T>, std::int64_t, Range); \
+  template void maxout_tangent(Panels<const T>, Panels<const T>, Panels<T>, std::int64_t, Range);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)
 #undef TW_INSTANTIATE

@@ -70,6 +70,28 @@ template <class T>
 void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows);
 
 template <class T>
+void activation_backward_tangent(const ActivationBackwardTangent<T>& problem, Range rows,
+                                 Range panels);
+template <class T>
+void maxout_tangent(Panels<const T> z, Panels<const T> z_tangent, Panels<T> y_tangent,
+                    std::int64_t pieces, Range rows);
+template <class T>
+void batch_norm_tangent_sums(const BatchNormPoint<T>& point, const T* row_weights, BlockSums* sums,
+                             Range blocks, Range panels);
+template <class T>
+void batch_norm_tangent(const BatchNormTangent<T>& problem, Range rows, Range panels);
+template <class T>
+void batch_norm_backward_tangent_sums(const BatchNormBackwardTangent<T>& problem, BlockSums* sums,
+                                      Range blocks, Range panels);
+template <class T>
+void batch_norm_backward_tangent(const BatchNormBackwardTangent<T>& problem, Range rows,
+                                 Range panels);
+template <class T>
+void softmax_cross_entropy_tangent(const LossTangent<T>& problem, Range blocks);
+template <class T>
+void elementwise_loss_tangent(int loss_id, const LossTangent<T>& problem, Range blocks);
+
+template <class T>
 std::int64_t optimizer_step(int optimizer_id, const OptimizerStep<T>& step);
 template <class T>
 void optimizer_theta(int optimizer_id, const OptimizerStep<T>& step, T* theta);

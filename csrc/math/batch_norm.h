@@ -85,5 +85,30 @@ TW_HD T normalize_tangent(T q, T normalized, T mean_q, T mean_q_xhat, T inverse_
   return madd(-normalized, mean_q_xhat, q - mean_q) * inverse_std;
 }
 
+// Tangent of y = gamma xhat + beta.
+template <class T>
+TW_HD T scale_shift_tangent(T normalized, T normalized_tangent, T gamma, T gamma_tangent,
+                            T beta_tangent) {
+  return madd(gamma, normalized_tangent, madd(gamma_tangent, normalized, beta_tangent));
+}
+
+// Tangent of gamma / s, whose s has the tangent mean_q_xhat; zero for constant statistics.
+template <class T>
+TW_HD T scale_tangent(T gamma, T gamma_tangent, T inverse_std, T mean_q_xhat) {
+  return inverse_std * madd(-(gamma * inverse_std), mean_q_xhat, gamma_tangent);
+}
+
+// Tangent of normalize_backward(): with the tangents dy' and xhat', the column means of dy' and of
+// (dy xhat)' = dy' xhat + dy xhat', and scale' from scale_tangent(). Nothing divides by gamma.
+template <class T>
+TW_HD T normalize_backward_tangent(T dy, T dy_tangent, T normalized, T normalized_tangent, T w,
+                                   T mean_dy, T mean_dy_xhat, T mean_dy_tangent,
+                                   T mean_dy_xhat_tangent, T scale, T scale_tangent) {
+  const T projected = madd(-w, madd(normalized, mean_dy_xhat, mean_dy), dy);
+  const T statistics = madd(normalized_tangent, mean_dy_xhat,
+                            madd(normalized, mean_dy_xhat_tangent, mean_dy_tangent));
+  return madd(scale_tangent, projected, scale * madd(-w, statistics, dy_tangent));
+}
+
 }  // namespace TW_ISA
 }  // namespace thalweg

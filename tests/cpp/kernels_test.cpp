@@ -1041,6 +1041,330 @@ void test_elementwise_losses(const Kernels<T>& kernels) {
   }
 }
 
+// ---- tangents
+
+double second_derivative(cpu::Activation phi, double s) {
+  return dispatch_activation(
+      phi.id, [&](auto f) { return decltype(f)::second_derivative(s, phi.parameter); });
+}
+
+template <class T>
+void test_activation_tangents(const Kernels<T>& kernels) {
+  Random random(41);
+  for (int id = 0; id < kActivationCount; ++id) {
+    const cpu::Activation phi{id, default_parameter(id)};
+    for (const bool accumulate : {false, true}) {
+      const std::string name = concat("tangent of ", activation_name(id));
+      const int64_t rows = 67;
+      const int64_t width = 37;
+      Matrix<T> z(rows, width), at(rows, width), dy(rows, width), q(rows, width), dq(rows, width);
+      for (Matrix<T>* matrix : {&z, &dy, &q, &dq}) matrix->fill_normal(random);
+      const bool input = dispatch_activation(
+          id, [](auto f) { return decltype(f)::backward_needs == ActivationNeeds::input; });
+      at.fill([&](int64_t r, int64_t c) {
+        return input ? std::as_const(z).at(r, c) : activate(phi, std::as_const(z).at(r, c));
+      });
+      Matrix<T> out(rows, width);
+      if (accumulate) out.fill([](int64_t, int64_t) { return 1.0; });
+      for (const Range r : cuts(rows, 30)) {
+        for (const Range p : cuts(panels_of(width), 1)) {
+          kernels.activation_backward_tangent({.dy = std::as_const(dy).panels(),
+                                               .dy_tangent = std::as_const(dq).panels(),
+                                               .at = at.memory.data(),
+                                               .z_tangent = q.memory.data(),
+                                               .activation = phi,
+                                               .dz_tangent = out.panels(),
+                                               .accumulate = accumulate},
+                                              r, p);
+        }
+      }
+      const auto exact = [&](int64_t r, int64_t c) {
+        const double s = std::as_const(at).at(r, c);
+        return (accumulate ? 1.0 : 0.0) + std::as_const(dq).at(r, c) * derivative(phi, s) +
+               std::as_const(dy).at(r, c) * second_derivative(phi, s) * std::as_const(q).at(r, c);
+      };
+      check_matrix(name, out, exact, [&](int64_t r, int64_t c) {
+        return 32.0 * kEpsilon<T> *
+               (1.0 + std::abs(std::as_const(dq).at(r, c)) +
+                std::abs(std::as_const(dy).at(r, c) * std::as_const(q).at(r, c)));
+      });
+    }
+  }
+}
+
+template <class T>
+void test_maxout_tangent(const Kernels<T>& kernels) {
+  Random random(43);
+  for (const int64_t pieces : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{4}}) {
+    const int64_t rows = 9;
+    const int64_t units = 45;
+    Matrix<T> z(rows, units * pieces), q(rows, units * pieces), out(rows, units);
+    z.fill([&](int64_t, int64_t) { return static_cast<double>(random.below(5)); });
+    q.fill_normal(random);
+    for (const Range r : cuts(rows, 4)) {
+      kernels.maxout_tangent(std::as_const(z).panels(), std::as_const(q).panels(), out.panels(),
+                             pieces, r);
+    }
+    check_matrix(
+        concat("maxout tangent ", pieces), out,
+        [&](int64_t r, int64_t u) {
+          int64_t best = u * pieces;
+          for (int64_t c = best; c < (u + 1) * pieces; ++c) {
+            if (std::as_const(z).at(r, c) > std::as_const(z).at(r, best)) best = c;
+          }
+          return std::as_const(q).at(r, best);
+        },
+        [](int64_t, int64_t) { return 1e-300; });
+  }
+}
+
+// Against the formulas with the statistics spelled out as sums over rows in long double.
+template <class T>
+void test_batch_norm_tangents(const Kernels<T>& kernels) {
+  Random random(47);
+  for (const int64_t rows : {int64_t{2}, int64_t{64}, int64_t{150}}) {
+    for (const bool weighted : {false, true}) {
+      for (const bool frozen : {false, true}) {
+        const int64_t width = 35;
+        const int64_t blocks = row_blocks_of(rows);
+        const int64_t panels = panels_of(width);
+        const std::string name = concat("batch norm tangent ", shape({rows, width}),
+                                        weighted ? " weighted" : "", frozen ? " frozen" : "");
+        Matrix<T> z(rows, width), q(rows, width), g(rows, width), dq(rows, width);
+        for (Matrix<T>* matrix : {&z, &q, &g, &dq}) matrix->fill_normal(random);
+        const Buffer<T> weights = row_weights<T>(rows, random);
+        const auto w = [&](int64_t r) { return weighted ? static_cast<double>(weights[r]) : 1.0; };
+        double total = 0.0;
+        for (int64_t r = 0; r < rows; ++r) total += w(r);
+        // f(row) summed over rows and divided by the total weight.
+        const auto mean = [&](auto&& f) {
+          long double sum = 0.0;
+          for (int64_t r = 0; r < rows; ++r) sum += static_cast<long double>(f(r));
+          return static_cast<double>(sum / total);
+        };
+        const auto normal = [&](int64_t) { return random.normal(); };
+        const Buffer<T> gamma =
+            columns<T>(width, [&](int64_t c) { return c == 3 ? 0.0 : normal(c); });
+        const Buffer<T> gamma_tangent = columns<T>(width, normal);
+        const Buffer<T> beta_tangent = columns<T>(width, normal);
+        const Buffer<T> mean_z = columns<T>(width, [&](int64_t c) {
+          return mean([&](int64_t r) { return w(r) * std::as_const(z).at(r, c); });
+        });
+        const Buffer<T> inv_std = columns<T>(width, [&](int64_t c) {
+          const double variance = mean([&](int64_t r) {
+            const double d = std::as_const(z).at(r, c) - static_cast<double>(mean_z[c]);
+            return w(r) * d * d;
+          });
+          return 1.0 / std::sqrt(variance + 1e-3);
+        });
+        const auto xhat = [&](int64_t r, int64_t c) {
+          return (std::as_const(z).at(r, c) - static_cast<double>(mean_z[c])) *
+                 static_cast<double>(inv_std[c]);
+        };
+
+        cpu::BatchNormPoint<T> point{.z = std::as_const(z).panels(),
+                                     .z_tangent = std::as_const(q).panels(),
+                                     .mean = mean_z.data(),
+                                     .inv_std = inv_std.data()};
+        std::vector<BlockSums> sums(static_cast<std::size_t>(blocks * panels));
+        // The sums of both kinds over all blocks, divided by the total weight.
+        const auto merged = [&](bool second) {
+          return columns<T>(width, [&](int64_t c) {
+            double sum = 0.0;
+            for (int64_t b = 0; b < blocks; ++b) {
+              const BlockSums& part = sums[static_cast<std::size_t>(b * panels + c / kPanel)];
+              sum += second ? part.g_xhat[c % kPanel] : part.g[c % kPanel];
+            }
+            return sum / total;
+          });
+        };
+        const auto compare = [&](const char* what, const Buffer<T>& got, auto&& want) {
+          for (int64_t c = 0; c < width; ++c) {
+            check(std::abs(static_cast<double>(got[c]) - want(c)) <=
+                      256.0 * kEpsilon<T> * static_cast<double>(rows),
+                  name, ": ", what, " of column ", c);
+          }
+        };
+        for (const Range b : cuts(blocks, 1)) {
+          kernels.batch_norm_tangent_sums(point, weighted ? weights.data() : nullptr, sums.data(),
+                                          b, {0, panels});
+        }
+        const Buffer<T> mean_q = merged(false);
+        const Buffer<T> mean_q_xhat = merged(true);
+        compare("mean tangent", mean_q, [&](int64_t c) {
+          return mean([&](int64_t r) { return w(r) * std::as_const(q).at(r, c); });
+        });
+        compare("deviation tangent", mean_q_xhat, [&](int64_t c) {
+          return mean([&](int64_t r) { return w(r) * std::as_const(q).at(r, c) * xhat(r, c); });
+        });
+        if (!frozen) {
+          point.mean_tangent = mean_q.data();
+          point.std_tangent = mean_q_xhat.data();
+        }
+        const auto mq = [&](int64_t c) { return frozen ? 0.0 : static_cast<double>(mean_q[c]); };
+        const auto mqx = [&](int64_t c) {
+          return frozen ? 0.0 : static_cast<double>(mean_q_xhat[c]);
+        };
+        const auto xhat_tangent = [&](int64_t r, int64_t c) {
+          return (std::as_const(q).at(r, c) - mq(c) - xhat(r, c) * mqx(c)) *
+                 static_cast<double>(inv_std[c]);
+        };
+
+        Matrix<T> y(rows, width);
+        for (const Range r : cuts(rows, 40)) {
+          kernels.batch_norm_tangent({.point = point,
+                                      .gamma = gamma.data(),
+                                      .gamma_tangent = gamma_tangent.data(),
+                                      .beta_tangent = beta_tangent.data(),
+                                      .y_tangent = y.panels()},
+                                     r, {0, panels});
+        }
+        const auto loose = [](int64_t, int64_t) { return 512.0 * kEpsilon<T>; };
+        check_matrix(
+            name + " forward", y,
+            [&](int64_t r, int64_t c) {
+              return static_cast<double>(gamma_tangent[c]) * xhat(r, c) +
+                     static_cast<double>(gamma[c]) * xhat_tangent(r, c) +
+                     static_cast<double>(beta_tangent[c]);
+            },
+            loose);
+
+        const Buffer<T> mean_g = columns<T>(width, [&](int64_t c) {
+          return mean([&](int64_t r) { return std::as_const(g).at(r, c); });
+        });
+        const Buffer<T> mean_g_xhat = columns<T>(width, [&](int64_t c) {
+          return mean([&](int64_t r) { return std::as_const(g).at(r, c) * xhat(r, c); });
+        });
+        cpu::BatchNormBackwardTangent<T> problem{.point = point,
+                                                 .gamma = gamma.data(),
+                                                 .gamma_tangent = gamma_tangent.data(),
+                                                 .row_weights = weighted ? weights.data() : nullptr,
+                                                 .g = std::as_const(g).panels(),
+                                                 .g_tangent = std::as_const(dq).panels(),
+                                                 .dz_tangent = {}};
+        for (const Range b : cuts(blocks, 1)) {
+          kernels.batch_norm_backward_tangent_sums(problem, sums.data(), b, {0, panels});
+        }
+        const Buffer<T> mean_dq = merged(false);
+        const Buffer<T> mean_dq_xhat = merged(true);
+        compare("gradient tangent", mean_dq, [&](int64_t c) {
+          return mean([&](int64_t r) { return std::as_const(dq).at(r, c); });
+        });
+        compare("gradient times xhat tangent", mean_dq_xhat, [&](int64_t c) {
+          return mean([&](int64_t r) {
+            return std::as_const(dq).at(r, c) * xhat(r, c) +
+                   std::as_const(g).at(r, c) * xhat_tangent(r, c);
+          });
+        });
+        problem.mean_g = mean_g.data();
+        problem.mean_g_xhat = mean_g_xhat.data();
+        problem.mean_g_tangent = mean_dq.data();
+        problem.mean_g_xhat_tangent = mean_dq_xhat.data();
+        for (const bool accumulate : {false, true}) {
+          Matrix<T> dz(rows, width);
+          if (accumulate) dz.fill([](int64_t, int64_t) { return 1.0; });
+          problem.dz_tangent = dz.panels();
+          problem.accumulate = accumulate;
+          for (const Range r : cuts(rows, 40)) {
+            kernels.batch_norm_backward_tangent(problem, r, {0, panels});
+          }
+          check_matrix(
+              name + " backward", dz,
+              [&](int64_t r, int64_t c) {
+                const double share = frozen ? 0.0 : w(r);
+                const double s = static_cast<double>(inv_std[c]);
+                const double x = xhat(r, c);
+                const double projected =
+                    std::as_const(g).at(r, c) - share * (static_cast<double>(mean_g[c]) +
+                                                         x * static_cast<double>(mean_g_xhat[c]));
+                const double tangent =
+                    std::as_const(dq).at(r, c) -
+                    share * (static_cast<double>(mean_dq[c]) +
+                             xhat_tangent(r, c) * static_cast<double>(mean_g_xhat[c]) +
+                             x * static_cast<double>(mean_dq_xhat[c]));
+                const double scale = static_cast<double>(gamma[c]) * s;
+                const double slope = static_cast<double>(gamma_tangent[c]) * s - scale * s * mqx(c);
+                return (accumulate ? 1.0 : 0.0) + slope * projected + scale * tangent;
+              },
+              [](int64_t, int64_t) { return 4096.0 * kEpsilon<T>; });
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void test_loss_tangents(const Kernels<T>& kernels) {
+  Random random(53);
+  const int64_t rows = 70;
+  const int64_t blocks = row_blocks_of(rows);
+  for (const int64_t width : {int64_t{2}, int64_t{10}, int64_t{75}}) {
+    for (const bool weighted : {false, true}) {
+      Matrix<T> z(rows, width), q(rows, width), t(rows, width), out(rows, width);
+      z.fill_normal(random, 2.0);
+      q.fill_normal(random);
+      t.fill([&](int64_t, int64_t) { return random.uniform(); });
+      const Buffer<T> weights = row_weights<T>(rows, random);
+      const auto w = [&](int64_t r) {
+        return 0.25 * (weighted ? static_cast<double>(weights[r]) : 1.0);
+      };
+      cpu::LossTangent<T> problem{.outputs = std::as_const(z).panels(),
+                                  .output_tangent = std::as_const(q).panels(),
+                                  .row_weights = weighted ? weights.data() : nullptr,
+                                  .label_smoothing = 0.1,
+                                  .gradient_scale = 0.25,
+                                  .gradient_tangent = out.panels()};
+      for (const bool by_label : {true, false}) {
+        problem.targets = by_label ? Panels<const T>{} : std::as_const(t).panels();
+        for (const Range b : cuts(blocks, 1)) kernels.softmax_cross_entropy_tangent(problem, b);
+        check_matrix(
+            concat("cross_entropy tangent ", width, by_label ? "" : ", probabilities"), out,
+            [&](int64_t r, int64_t c) {
+              double sum = 0.0;
+              double mean = 0.0;
+              double target = 0.0;
+              for (int64_t k = 0; k < width; ++k) {
+                const double e = std::exp(std::as_const(z).at(r, k));
+                sum += e;
+                mean += e * std::as_const(q).at(r, k);
+                target += by_label
+                              ? 1.0 / static_cast<double>(width)
+                              : 0.9 * std::as_const(t).at(r, k) + 0.1 / static_cast<double>(width);
+              }
+              return w(r) * target * std::exp(std::as_const(z).at(r, c)) / sum *
+                     (std::as_const(q).at(r, c) - mean / sum);
+            },
+            [&](int64_t, int64_t) {
+              return 32.0 * kEpsilon<T> * (by_label ? 1.0 : static_cast<double>(width));
+            });
+      }
+      problem.targets = std::as_const(t).panels();
+      for (int id = 0; id < kLossCount; ++id) {
+        problem.parameter =
+            dispatch_loss(id, [](auto rule) { return decltype(rule)::default_parameter; });
+        for (const Range b : cuts(blocks, 1)) kernels.elementwise_loss_tangent(id, problem, b);
+        const auto exact = [&](int64_t r, int64_t c) {
+          return w(r) * std::as_const(q).at(r, c) * dispatch_loss(id, [&](auto rule) {
+                   return decltype(rule)::second_derivative(
+                       std::as_const(z).at(r, c), std::as_const(t).at(r, c), problem.parameter);
+                 });
+        };
+        check_matrix(concat("tangent of ", loss_name(id)), out, exact, [&](int64_t r, int64_t c) {
+          return 32.0 * kEpsilon<T> * (1.0 + std::abs(exact(r, c)));
+        });
+      }
+    }
+  }
+}
+
+template <class T>
+void test_tangents(const Kernels<T>& kernels) {
+  test_activation_tangents(kernels);
+  test_maxout_tangent(kernels);
+  test_batch_norm_tangents(kernels);
+  test_loss_tangents(kernels);
+}
+
 // ---- arenas
 
 template <class T>
@@ -1331,6 +1655,7 @@ void test_kernels(InstructionSet isa) {
   test_batch_norm(kernels);
   test_cross_entropy(kernels);
   test_elementwise_losses(kernels);
+  test_tangents(kernels);
   test_optimizers(kernels);
   test_arena_operations(kernels);
   test_gather(kernels);
