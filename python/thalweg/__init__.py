@@ -20,7 +20,18 @@ from typing import TYPE_CHECKING, Any
 from thalweg._core import CheckpointError, DeviceError, NonFiniteError, __version__
 
 if TYPE_CHECKING:
-    from thalweg import callbacks, datasets, errors, init, losses, nn, ops, optim, schedules
+    from thalweg import (
+        callbacks,
+        datasets,
+        errors,
+        init,
+        landscape,
+        losses,
+        nn,
+        ops,
+        optim,
+        schedules,
+    )
     from thalweg.model import History, Model, Objective
     from thalweg.population import Population, PopulationHistory
 
@@ -39,6 +50,7 @@ __all__ = [
     "errors",
     "get_cmake_dir",
     "init",
+    "landscape",
     "losses",
     "nn",
     "ops",
@@ -53,6 +65,7 @@ _MODULES = (
     "datasets",
     "errors",
     "init",
+    "landscape",
     "losses",
     "nn",
     "ops",

@@ -1,0 +1,86 @@
+"""Where a network is in its loss landscape, and how it came there.
+
+Paths and planes (`linear_path`, `plane`, `Recorder`, `project`, `function_trajectories`), gradients
+and activations (`gradient_diagnostics`, `activation_diagnostics`), `linear_margins` and
+`output_margins`, sharpness (`worst_rise`), and symmetries (`canonical_form`). Every analysis
+returns a read-only object with arrays, a method `plot` (matplotlib, an optional extra) and a
+method `to_json`.
+
+Examples
+--------
+>>> import thalweg as tw
+>>> from thalweg import landscape
+>>> model = tw.Model(tw.nn.Dense(1), 1, "squared_error", tw.optim.SGD(0.1))
+>>> start = model.copy()
+>>> history = model.fit([[1.0], [2.0]], [2.0, 4.0], epochs=20, verbose=False)
+>>> path = landscape.linear_path(model, start, model, [[1.0], [2.0]], [2.0, 4.0])
+>>> path.max_rise
+0.0
+"""
+
+from __future__ import annotations
+
+from .diagnostics import (
+    ActivationDiagnostics,
+    GradientDiagnostics,
+    activation_diagnostics,
+    gradient_diagnostics,
+)
+from .margins import Margins, linear_margins, output_margins
+from .paths import (
+    FunctionTrajectories,
+    LinearPath,
+    Plane,
+    Projection,
+    Recorder,
+    Trajectory,
+    function_trajectories,
+    linear_path,
+    plane,
+    principal_components,
+    project,
+    random_direction,
+    trajectory_plane,
+)
+from .sharpness import WorstRise, worst_rise
+from .symmetry import (
+    CanonicalForm,
+    canonical_form,
+    function_distance,
+    hidden_layers,
+    permute_units,
+    rescale_units,
+    symmetry_directions,
+)
+
+__all__ = [
+    "ActivationDiagnostics",
+    "CanonicalForm",
+    "FunctionTrajectories",
+    "GradientDiagnostics",
+    "LinearPath",
+    "Margins",
+    "Plane",
+    "Projection",
+    "Recorder",
+    "Trajectory",
+    "WorstRise",
+    "activation_diagnostics",
+    "canonical_form",
+    "function_distance",
+    "function_trajectories",
+    "gradient_diagnostics",
+    "hidden_layers",
+    "linear_margins",
+    "linear_path",
+    "output_margins",
+    "permute_units",
+    "plane",
+    "principal_components",
+    "project",
+    "random_direction",
+    "rescale_units",
+    "symmetry_directions",
+    "trajectory_plane",
+    "worst_rise",
+]

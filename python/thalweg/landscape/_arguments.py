@@ -1,0 +1,52 @@
+"""Checks of the arguments that several analyses share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thalweg import _check
+from thalweg.model import Model
+
+Vector = npt.NDArray[np.float64]
+
+
+def model(where: str, value: Any) -> Model:
+    """`value` if it is a model."""
+    return _check.instance(where, "model", value, Model, "a thalweg.Model")
+
+
+def reals(where: str, name: str, value: Any, dimensions: int | None = None) -> Vector:
+    """`value` as a float64 array of finite numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"[{where}] expected {name} to hold real numbers, got dtype {array.dtype}")
+    if dimensions is not None and array.ndim != dimensions:
+        raise ValueError(
+            f"[{where}] expected {name} with {dimensions} dimension(s), got shape {array.shape}"
+        )
+    result = np.array(array, dtype=np.float64)
+    if not np.isfinite(result).all():
+        raise ValueError(f"[{where}] expected finite numbers in {name}, got NaN or infinity")
+    return result
+
+
+def vector(where: str, name: str, value: Any, size: int) -> Vector:
+    """A parameter vector of `size` numbers, or the parameters of a model."""
+    array = reals(where, name, value.parameters if isinstance(value, Model) else value, 1)
+    if array.size != size:
+        raise ValueError(
+            f"[{where}] expected {name} with {size} parameters, got {array.size}; "
+            "both ends belong to the same network"
+        )
+    return array
+
+
+def unit(where: str, name: str, value: Vector) -> Vector:
+    """`value` divided by its norm."""
+    norm = float(np.linalg.norm(value))
+    if norm == 0.0:
+        raise ValueError(f"[{where}] expected {name} that is not zero, got the zero vector")
+    return value / norm
