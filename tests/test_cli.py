@@ -378,6 +378,10 @@ def test_doctor(run):
     assert "passed" in output
     report = json.loads(run("doctor", "--json").out)
     assert report["thalweg"].startswith(thalweg.__version__)
+    assert report["CUDA back end"]
+    assert report["NVIDIA driver"]
+    if not thalweg._core.information()["cuda_available"]:
+        assert re.search("no CUDA back end|driver|GPU", report["cuda"])
 
 
 def test_bench(run, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ py::dict information() {
 void bind_information(py::module_& module) {
   module.attr("__version__") = TW_VERSION_STRING;
   module.def("information", &information, "Build, processor, threads and GPU, as a dict.");
+  module.def("check_cuda", &check_cuda, "Runs a kernel on the GPU: what went wrong, or ''.");
 }
 
 }  // namespace thalweg::bindings

@@ -1,5 +1,5 @@
 // What the CUDA back end answers about itself. Declared once, defined by the folder that the build
-// links: no_cuda/ here.
+// links: cuda/ or no_cuda/.
 #pragma once
 
 #include <string>
@@ -15,10 +15,14 @@ TW_INTERNAL_API bool cuda_available() noexcept;
 // DeviceError, naming what is missing and what to do about it, unless cuda_available().
 TW_INTERNAL_API void require_cuda();
 
-// One line: why device "auto" does not choose CUDA; empty when it does.
+// One line: why device "auto" does not choose CUDA; empty when it does. An emulated GPU is
+// available, and never chosen.
 TW_INTERNAL_API std::string why_not_cuda();
 
-// Lines of text about the back end, the driver and the GPUs, for `thalweg doctor`.
+// Lines "name: text" about the back end, the driver and the GPUs, for `thalweg doctor`.
 TW_INTERNAL_API std::string cuda_report();
+
+// Runs a kernel on the current GPU: what went wrong, or empty.
+TW_INTERNAL_API std::string check_cuda();
 
 }  // namespace thalweg

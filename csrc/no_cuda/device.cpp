@@ -51,4 +51,6 @@ std::string cuda_report() {
                 version.empty() ? std::string("not found") : version, "\n");
 }
 
+std::string check_cuda() { return why_not_cuda(); }
+
 }  // namespace thalweg

@@ -147,6 +147,8 @@ constexpr ErrorText kErrors[] = {
     TW_ERROR(cudaErrorInvalidConfiguration, "invalid configuration argument"),
     TW_ERROR(cudaErrorInvalidDevicePointer, "invalid device pointer"),
     TW_ERROR(cudaErrorInvalidMemcpyDirection, "invalid copy direction for memcpy"),
+    TW_ERROR(cudaErrorInsufficientDriver, "CUDA driver version is insufficient"),
+    TW_ERROR(cudaErrorNoDevice, "no CUDA-capable device is detected"),
     TW_ERROR(cudaErrorInvalidDevice, "invalid device ordinal"),
     TW_ERROR(cudaErrorInvalidResourceHandle, "invalid resource handle"),
     TW_ERROR(cudaErrorNotReady, "device not ready"),

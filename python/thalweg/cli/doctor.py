@@ -28,15 +28,29 @@ _TOLERANCE = 2e-5
 def run(options: Namespace) -> int:
     """Print the report; 1 when the self-check fails."""
     report = _report()
-    losses = _check_training()
-    error = max(abs(a - b) for a, b in zip(losses, _EXPECTED, strict=True))
-    passed = error <= _TOLERANCE
-    report["self-check"] = (
-        f"{'passed' if passed else 'FAILED'}: five training steps within {error:.1e} of the "
-        f"expected losses (allowed {_TOLERANCE:.0e})"
-    )
+    devices = ["cpu"]
+    if thalweg._core.information()["cuda_available"]:
+        devices.append("cuda")
+    passed = True
+    for device in devices:
+        good, report[f"self-check on {device}"] = _check(device)
+        passed = passed and good
     print(json.dumps(report, indent=1) if options.json else fields(list(report.items())))
     return 0 if passed else 1
+
+
+def _check(device: str) -> tuple[bool, str]:
+    """Whether training on the device gives the known losses, and a line about it."""
+    fault = thalweg._core.check_cuda() if device == "cuda" else ""
+    if fault:
+        return False, f"FAILED: {fault}"
+    losses = _check_training(device)
+    error = max(abs(a - b) for a, b in zip(losses, _EXPECTED, strict=True))
+    good = error <= _TOLERANCE
+    return good, (
+        f"{'passed' if good else 'FAILED'}: five training steps within {error:.1e} of the "
+        f"expected losses (allowed {_TOLERANCE:.0e})"
+    )
 
 
 def _report() -> dict[str, Any]:
@@ -56,6 +70,7 @@ def _report() -> dict[str, Any]:
         "instruction set": used if used == best else f"{used} (the processor has {best})",
         "threads": information["threads"],
         "cuda": "available" if information["cuda_available"] else information["why_not_cuda"],
+        **dict(line.split(": ", 1) for line in information["cuda_report"].splitlines()),
         "environment": ", ".join(variables) or "no variable of thalweg is set",
         "cmake package": _cmake_dir(),
     }
@@ -91,13 +106,13 @@ def _cmake_dir() -> str:
         return "not part of this installation"
 
 
-def _check_training() -> list[float]:
+def _check_training(device: str) -> list[float]:
     """Loss before each of five Adam steps of a small batch-normalized network."""
     model = thalweg.Model(
         nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.ReLU(), nn.Dense(3)),
         4,
         optimizer=optim.Adam(0.05),
-        device="cpu",
+        device=device,
     )
     count = model.num_parameters
     model.set_parameters(np.sin(1.0 + np.arange(count)).astype(np.float32))
