@@ -92,7 +92,7 @@ const std::string& metadata(const CheckpointFile& file, const std::string& key) 
   return entry->second;
 }
 
-Json cursor_json(const Cursor& cursor, std::int64_t averaged) {
+Json cursor_json(const Cursor& cursor) {
   Json::Object out;
   out.push_back({"steps", cursor.steps});
   out.push_back({"updates", cursor.updates});
@@ -107,11 +107,11 @@ Json cursor_json(const Cursor& cursor, std::int64_t averaged) {
   out.push_back({"weight", cursor.weight});
   out.push_back({"skipped_rows", cursor.skipped_rows});
   out.push_back({"steps_per_epoch", cursor.steps_per_epoch});
-  out.push_back({"averaged", averaged});
+  out.push_back({"averaged", cursor.averaged});
   return out;
 }
 
-Cursor parse_cursor(const std::string& text, std::int64_t* averaged) {
+Cursor parse_cursor(const std::string& text) {
   const Json json = Json::parse(text);
   const auto member = [&](const char* key) -> const Json& {
     const Json* value = json.find(key);
@@ -146,7 +146,7 @@ Cursor parse_cursor(const std::string& text, std::int64_t* averaged) {
   cursor.weight = real("weight");
   cursor.skipped_rows = count("skipped_rows");
   cursor.steps_per_epoch = real("steps_per_epoch");
-  *averaged = count("averaged");
+  cursor.averaged = count("averaged");
   return cursor;
 }
 
@@ -155,28 +155,31 @@ Cursor parse_cursor(const std::string& text, std::int64_t* averaged) {
 template <class T>
 void TypedModel<T>::save(const std::string& path) const {
   CheckpointFile file;
-  const auto size = static_cast<std::size_t>(plan_.num_parameters);
+  const std::vector<std::string> slots = slot_names();
   std::vector<std::vector<T>> flats;
-  const auto add = [&](const std::string& prefix, const T* arena) {
-    unpack_flat(plan_, arena, flats.emplace_back(size).data());
-    add_tensors(tensors_, prefix, flats.back().data(), &file);
+  flats.reserve(slots.size() + 2);
+  const auto add = [&](const std::string& prefix, const auto& get) {
+    T* values = flats.emplace_back(flat()).data();
+    get(values);
+    add_tensors(tensors_, prefix, values, &file);
   };
-  flats.reserve(static_cast<std::size_t>(optimizer_.slots()) + 3);
-  add("", parameters_.values.data());
-  std::vector<T>& state = flats.emplace_back(static_cast<std::size_t>(plan_.state_size));
+  add("", [&](T* values) { get_parameters(values); });
+  std::vector<T> state = flat_state();
   get_state(state.data());
   add_tensors(state_tensors_, "", state.data(), &file);
+  const std::vector<std::int64_t> batches = engine_->batches();
   for (std::size_t s = 0; s < plan_.states.size(); ++s)
     file.tensors.push_back({plan_.states[s].name + ".num_batches_tracked",
                             DType::kInt64,
                             {},
-                            &parameters_.batches[s],
+                            &batches[s],
                             std::int64_t{sizeof(std::int64_t)}});
-  for (int s = 0; s < optimizer_.slots(); ++s)
-    add(concat("optimizer.", slot_names()[static_cast<std::size_t>(s)], "."), optimizer_.slot(s));
-  if (averaged_ > 0) add("average.", average_.data());
+  for (std::size_t s = 0; s < slots.size(); ++s)
+    add(concat("optimizer.", slots[s], "."),
+        [&](T* values) { engine_->get_slot(static_cast<int>(s), values); });
+  if (cursor_.averaged > 0) add("average.", [&](T* values) { engine_->get_average(values); });
   file.metadata["description"] = to_json(plan_.description);
-  file.metadata["training"] = cursor_json(cursor_, averaged_).text();
+  file.metadata["training"] = cursor_json(cursor_).text();
   write_checkpoint_file(path, file);
 }
 
@@ -191,22 +194,20 @@ void TypedModel<T>::restore(const CheckpointFile& file) {
   std::vector<std::vector<T>> slots;
   for (const std::string& name : slot_names())
     slots.push_back(read_tensors<T>(file, tensors_, "optimizer." + name + "."));
-  std::int64_t averaged = 0;
-  const Cursor cursor = parse_cursor(metadata(file, "training"), &averaged);
+  const Cursor cursor = parse_cursor(metadata(file, "training"));
   std::vector<T> average;
-  if (averaged > 0) {
-    if (average_.size() == 0) fail("expected no averaged updates in a model without averaging");
+  if (cursor.averaged > 0) {
+    if (!averages()) fail("expected no averaged updates in a model without averaging");
     average = read_tensors<T>(file, tensors_, "average.");
   }
   if (cursor.position > cursor.rows) fail("expected training.position <= training.rows");
 
   set_parameters(parameters.data());
   set_state(state.data());
-  parameters_.batches = batches;
-  for (int s = 0; s < optimizer_.slots(); ++s)
-    pack_flat(plan_, slots[static_cast<std::size_t>(s)].data(), optimizer_.slot(s));
-  if (averaged > 0) pack_flat(plan_, average.data(), average_.data());
-  averaged_ = averaged;
+  engine_->set_batches(batches);
+  for (std::size_t s = 0; s < slots.size(); ++s)
+    engine_->set_slot(static_cast<int>(s), slots[s].data());
+  if (cursor.averaged > 0) engine_->set_average(average.data());
   cursor_ = cursor;
 }
 
@@ -231,17 +232,17 @@ void TypedModel<T>::load_weights(const std::string& path) {
   for (std::size_t s = 0; s < counts.size(); ++s)
     counts[s].name = plan_.states[s].name + ".num_batches_tracked";
   counts = renamed(std::move(counts));
-  std::vector<std::int64_t> batches = parameters_.batches;
+  std::vector<std::int64_t> batches = engine_->batches();
   for (std::size_t s = 0; s < counts.size(); ++s)
     if (file.find(counts[s].name) != nullptr) batches[s] = read_count(file, counts[s].name);
   set_parameters(parameters.data());
   set_state(state.data());
-  parameters_.batches = std::move(batches);
+  engine_->set_batches(batches);
 }
 
 std::unique_ptr<Model> Model::load(const std::string& path, const std::string& device,
                                    int threads) {
-  resolve_device(device);
+  const std::string resolved = resolve_device(device);
   threads = resolve_threads(threads);
   const CheckpointFile file = read_checkpoint_file(path, true);
   try {
@@ -254,7 +255,7 @@ std::unique_ptr<Model> Model::load(const std::string& path, const std::string& d
     if (parameters > stored)
       fail(concat("expected ", parameters, " parameters, got tensors of ", stored, " elements"));
     const auto restored = [&]<class T>() -> std::unique_ptr<Model> {
-      auto model = std::make_unique<TypedModel<T>>(description, threads);
+      auto model = std::make_unique<TypedModel<T>>(description, resolved, threads);
       model->restore(file);
       return model;
     };

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "math/losses.h"
+#include "math/optimizers.h"
 #include "network/initialize.h"
 #include "ops/device_resolution.h"
 
@@ -22,11 +23,6 @@ TensorInfo info_of(const std::string& name, std::vector<std::int64_t> shape, std
   return info;
 }
 
-template <class T>
-std::unique_ptr<Model> make(const Description& description, int threads) {
-  return std::make_unique<TypedModel<T>>(description, threads);
-}
-
 }  // namespace
 
 int resolve_threads(int threads) {
@@ -38,20 +34,16 @@ int resolve_threads(int threads) {
 
 std::unique_ptr<Model> Model::create(const Description& description, const std::string& device,
                                      int threads) {
-  resolve_device(device);
+  const std::string resolved = resolve_device(device);
   threads = resolve_threads(threads);
-  return description.dtype == DType::kFloat64 ? make<double>(description, threads)
-                                              : make<float>(description, threads);
+  if (description.dtype == DType::kFloat64)
+    return std::make_unique<TypedModel<double>>(description, resolved, threads);
+  return std::make_unique<TypedModel<float>>(description, resolved, threads);
 }
 
 template <class T>
-TypedModel<T>::TypedModel(const Description& description, int threads)
-    : plan_(compile(description)),
-      threads_(threads),
-      kernels_(cpu::kernels<T>()),
-      parameters_(plan_),
-      optimizer_(plan_, plan_.description.optimizer),
-      updates_(list_updates(plan_)) {
+TypedModel<T>::TypedModel(const Description& description, const std::string& device, int threads)
+    : plan_(compile(description)), threads_(threads) {
   expect<ValueError>(plan_.description.loss.kind != LossDescription::Kind::kCrossEntropy ||
                          plan_.out_features >= 2,
                      "[model] expected at least 2 outputs for cross_entropy, got ",
@@ -70,25 +62,26 @@ TypedModel<T>::TypedModel(const Description& description, int threads)
   for (const LayerOutput& layer : plan_.layers)
     layers_.push_back(
         {layer.name, layer.type, plan_.buffers[layer.buffer].width, layer.parameters});
-  keeps_transposed_.assign(plan_.tensors.size(), false);
-  for (const Node& node : plan_.nodes)
-    if (node.weight >= 0) keeps_transposed_[node.weight] = plan_.buffers[node.input].needs_gradient;
-  staged_state_ = Arena<T>(plan_.state_size);
-  staged_batches_.assign(plan_.states.size(), 0);
-  task_norms_ = Arena<double>(static_cast<std::int64_t>(updates_.size()));
-  pool_.reserve(kPooledWorkspaces);
-  if (plan_.description.averaging.kind != Averaging::Kind::kNone)
-    average_ = Arena<T>(plan_.arena_size);
+  engine_ = make_engine<T>(device, plan_, threads_);
   reset();
 }
 
 template <class T>
 std::unique_ptr<Model> TypedModel<T>::copy() const {
-  auto other = std::make_unique<TypedModel<T>>(plan_.description, threads_);
-  other->parameters_.copy_from(with_fresh_transposed());
-  other->optimizer_.copy_from(optimizer_);
-  std::copy(average_.begin(), average_.end(), other->average_.begin());
-  other->averaged_ = averaged_;
+  auto other = std::make_unique<TypedModel<T>>(plan_.description, device(), threads_);
+  Snapshot snapshot;
+  take(&snapshot);
+  other->put(snapshot);
+  std::vector<T>& values = snapshot.parameters;
+  const auto slots = static_cast<int>(slot_names().size());
+  for (int s = 0; s < slots; ++s) {
+    engine_->get_slot(s, values.data());
+    other->engine_->set_slot(s, values.data());
+  }
+  if (averages()) {
+    engine_->get_average(values.data());
+    other->engine_->set_average(values.data());
+  }
   other->cursor_ = cursor_;
   other->custom_loss_ = custom_loss_;
   return other;
@@ -96,42 +89,56 @@ std::unique_ptr<Model> TypedModel<T>::copy() const {
 
 template <class T>
 void TypedModel<T>::reset() {
-  std::vector<T> flat(static_cast<std::size_t>(plan_.num_parameters));
+  std::vector<T> parameters = flat();
   for (std::size_t i = 0; i < plan_.tensors.size(); ++i) {
     const Tensor& tensor = plan_.tensors[i];
     std::vector<double> values(static_cast<std::size_t>(tensor.size()));
     initialize(plan_, static_cast<int>(i), plan_.description.seed, values.data());
-    std::transform(values.begin(), values.end(), flat.begin() + tensor.flat_offset,
+    std::transform(values.begin(), values.end(), parameters.begin() + tensor.flat_offset,
                    [](double v) { return static_cast<T>(v); });
   }
-  set_parameters(flat.data());
-  parameters_.reset_state(plan_);
-  optimizer_.reset();
-  std::fill(average_.begin(), average_.end(), T(0));
-  averaged_ = 0;
+  std::vector<T> state = flat_state();
+  T* to = state.data();
+  for (const BatchNormState& bn : plan_.states) {
+    to = std::fill_n(to, bn.width, T(0));
+    to = std::fill_n(to, bn.width, T(1));
+  }
+  set_parameters(parameters.data());
+  set_state(state.data());
+  engine_->set_batches(std::vector<std::int64_t>(plan_.states.size(), 0));
+  engine_->reset_optimizer();
   cursor_ = {};
 }
 
 template <class T>
 void TypedModel<T>::set_optimizer(const OptimizerDescription& optimizer) {
-  Optimizer<T> replacement(plan_, optimizer);
   OptimizerDescription description = optimizer;
+  engine_->set_optimizer(optimizer);
   plan_.description.optimizer = std::move(description);  // nothing can fail from here on
-  optimizer_ = std::move(replacement);
   cursor_.updates = 0;
 }
 
 template <class T>
-double TypedModel<T>::loss_scale(double weight) const {
-  switch (plan_.description.loss.reduction) {
-    case Reduction::kBatchMean:
-      return 1.0 / weight;
-    case Reduction::kElementMean:
-      return 1.0 / (weight * static_cast<double>(plan_.out_features));
-    case Reduction::kSum:
-      break;
-  }
-  return 1.0;
+void TypedModel<T>::take(Snapshot* snapshot) const {
+  snapshot->parameters.resize(static_cast<std::size_t>(num_parameters()));
+  snapshot->state.resize(flat_state().size());
+  get_parameters(snapshot->parameters.data());
+  get_state(snapshot->state.data());
+  snapshot->batches = engine_->batches();
+}
+
+template <class T>
+void TypedModel<T>::put(const Snapshot& snapshot) {
+  set_parameters(snapshot.parameters.data());
+  set_state(snapshot.state.data());
+  engine_->set_batches(snapshot.batches);
+}
+
+template <class T>
+std::vector<T> TypedModel<T>::flat_state() const {
+  std::int64_t size = 0;
+  for (const TensorInfo& tensor : state_tensors_) size += tensor.size;
+  return std::vector<T>(static_cast<std::size_t>(size));
 }
 
 template <class T>
@@ -147,43 +154,10 @@ template <class T>
 Metrics TypedModel<T>::metrics_of(const LossTotals& totals) const {
   Metrics metrics;
   metrics.weight = totals.weight;
-  metrics.loss = totals.loss * loss_scale(totals.weight);
+  metrics.loss = totals.loss * loss_scale(plan_, totals.weight);
   metrics.accuracy =
       has_accuracy() ? totals.hits / totals.weight : std::numeric_limits<double>::quiet_NaN();
   return metrics;
-}
-
-template <class T>
-int TypedModel<T>::threads_for(std::int64_t rows, double passes) const {
-  // A thread is worth waking for about 5 microseconds of work per phase.
-  constexpr double kFlopsPerPhase = 5e5;
-  const double flops = passes * plan_.flops_per_row * static_cast<double>(rows);
-  const double useful = flops / (kFlopsPerPhase * std::max(1, plan_.phases));
-  return static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads_)));
-}
-
-template <class T>
-const Parameters<T>& TypedModel<T>::with_fresh_transposed() const {
-  const std::lock_guard lock(transposed_mutex_);
-  if (transposed_stale_) {
-    // The others are maintained by every step, and may be in use by another pure call.
-    for (std::size_t i = 0; i < plan_.tensors.size(); ++i)
-      if (plan_.tensors[i].is_weight() && !keeps_transposed_[i])
-        parameters_.refresh_transposed(plan_.tensors[i]);
-    transposed_stale_ = false;
-  }
-  return parameters_;
-}
-
-template <class T>
-void TypedModel<T>::get_parameters(void* out) const {
-  unpack_flat(plan_, parameters_.values.data(), static_cast<T*>(out));
-}
-
-template <class T>
-void TypedModel<T>::set_parameters(const void* in) {
-  parameters_.set_flat(plan_, static_cast<const T*>(in));
-  transposed_stale_ = false;
 }
 
 template <class T>
@@ -191,62 +165,41 @@ void TypedModel<T>::get_theta(void* out) const {
   // Stored and current point are one until momentum moves them apart.
   if (cursor_.updates == 0 || !optimizer_looks_ahead(plan_.description.optimizer.optimizer))
     return get_parameters(out);
-  Arena<T> theta(plan_.arena_size);
-  optimizer_.theta(kernels_, cursor_.updates, cursor_.steps_per_epoch, parameters_.values.data(),
-                   theta.data());
-  unpack_flat(plan_, theta.data(), static_cast<T*>(out));
+  engine_->get_theta(cursor_.updates, cursor_.steps_per_epoch, static_cast<T*>(out));
 }
 
 template <class T>
 bool TypedModel<T>::get_average(void* out) const {
-  if (plan_.description.averaging.kind == Averaging::Kind::kNone) return false;
-  if (averaged_ == 0)
+  if (!averages()) return false;
+  if (cursor_.averaged == 0)
     get_theta(out);
   else
-    unpack_flat(plan_, average_.data(), static_cast<T*>(out));
+    engine_->get_average(static_cast<T*>(out));
   return true;
 }
 
 template <class T>
 std::vector<std::string> TypedModel<T>::slot_names() const {
+  const int optimizer = plan_.description.optimizer.optimizer;
   std::vector<std::string> names;
-  for (int s = 0; s < optimizer_.slots(); ++s)
-    names.emplace_back(optimizer_slot_name(plan_.description.optimizer.optimizer, s));
+  for (int s = 0; s < optimizer_slots(optimizer); ++s)
+    names.emplace_back(optimizer_slot_name(optimizer, s));
   return names;
 }
 
 template <class T>
 void TypedModel<T>::get_slot(int slot, void* out) const {
-  expect<ValueError>(slot >= 0 && slot < optimizer_.slots(), "[model] expected a slot in [0, ",
-                     optimizer_.slots(), "), got ", slot);
-  unpack_flat(plan_, optimizer_.slot(slot), static_cast<T*>(out));
-}
-
-template <class T>
-void TypedModel<T>::get_state(void* out) const {
-  T* to = static_cast<T*>(out);
-  for (const BatchNormState& state : plan_.states) {
-    to = std::copy_n(parameters_.running_mean(state), state.width, to);
-    to = std::copy_n(parameters_.running_var(state), state.width, to);
-  }
-}
-
-template <class T>
-void TypedModel<T>::set_state(const void* in) {
-  const T* from = static_cast<const T*>(in);
-  for (const BatchNormState& state : plan_.states) {
-    std::copy_n(from, state.width, parameters_.running_mean(state));
-    from += state.width;
-    std::copy_n(from, state.width, parameters_.running_var(state));
-    from += state.width;
-  }
+  const int slots = optimizer_slots(plan_.description.optimizer.optimizer);
+  expect<ValueError>(slot >= 0 && slot < slots, "[model] expected a slot in [0, ", slots, "), got ",
+                     slot);
+  engine_->get_slot(slot, static_cast<T*>(out));
 }
 
 template <class T>
 void TypedModel<T>::set_batches_tracked(const std::vector<std::int64_t>& counts) {
   expect<ValueError>(counts.size() == plan_.states.size(), "[model] expected ", plan_.states.size(),
                      " batch counts, one per batch norm, got ", counts.size());
-  parameters_.batches = counts;
+  engine_->set_batches(counts);
 }
 
 template class TypedModel<float>;

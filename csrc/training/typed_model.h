@@ -1,44 +1,20 @@
-// The model of one element type on the CPU. The methods are spread by subject: typed_model.cpp
-// (values), fit.cpp (training), evaluate.cpp (pure passes), checkpoint.cpp (files).
+// The model of one element type, over an engine of any device. The methods are spread by subject:
+// typed_model.cpp (values), fit.cpp (training), evaluate.cpp (pure passes), checkpoint.cpp (files).
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "math/order.h"
-#include "network/cpu_backend.h"
-#include "network/parameters.h"
 #include "network/plan.h"
-#include "network/workspace.h"
 #include "training/data.h"
+#include "training/engine.h"
 #include "training/model.h"
-#include "training/optimizer.h"
 
 namespace thalweg {
 
 struct CheckpointFile;
-
-// Where training stands in the data.
-struct Cursor {
-  std::int64_t steps = 0;    // updates done
-  std::int64_t updates = 0;  // of them by the present optimizer: its t and its schedules' k
-  std::int64_t epochs = 0;   // complete epochs
-  // Of the epoch in progress; valid for the same rows, batch size and order only.
-  std::int64_t position = 0;  // rows already visited
-  std::int64_t rows = 0;
-  std::int64_t batch_size = 0;
-  std::int64_t accumulate = 1;
-  Shuffle shuffle = Shuffle::kEpoch;
-  double loss = 0.0;  // partial sums of the epoch's metrics
-  double hits = 0.0;
-  double weight = 0.0;
-  std::int64_t skipped_rows = 0;
-  double steps_per_epoch = 0.0;  // of the last fit
-};
 
 // What a caller asked for, or the default for 0; ValueError out of range.
 int resolve_threads(int threads);
@@ -46,13 +22,13 @@ int resolve_threads(int threads);
 template <class T>
 class TypedModel final : public Model {
  public:
-  TypedModel(const Description& description, int threads);
+  TypedModel(const Description& description, const std::string& device, int threads);
   std::unique_ptr<Model> copy() const override;
 
   const Description& description() const override { return plan_.description; }
-  std::string device() const override { return "cpu"; }
+  std::string device() const override { return engine_->device(); }
   int threads() const override { return threads_; }
-  int useful_threads(std::int64_t rows) const override { return threads_for(rows, 3.0); }
+  int useful_threads(std::int64_t rows) const override { return engine_->useful_threads(rows); }
   std::int64_t out_features() const override { return plan_.out_features; }
   const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   const std::vector<LayerInfo>& layers() const override { return layers_; }
@@ -84,21 +60,20 @@ class TypedModel final : public Model {
   Metrics loss_and_gradient(const Data& data, const GradientOptions& options, void* gradient,
                             void* input_gradient) const override;
 
-  void release_workspaces() const override {
-    const std::lock_guard lock(pool_mutex_);
-    pool_.clear();
-  }
+  void release_workspaces() const override { engine_->release_workspaces(); }
 
-  void get_parameters(void* out) const override;
-  void set_parameters(const void* in) override;
+  void get_parameters(void* out) const override { engine_->get_parameters(static_cast<T*>(out)); }
+  void set_parameters(const void* in) override {
+    engine_->set_parameters(static_cast<const T*>(in));
+  }
   void get_theta(void* out) const override;
   bool get_average(void* out) const override;
   std::vector<std::string> slot_names() const override;
   void get_slot(int slot, void* out) const override;
   const std::vector<TensorInfo>& state_tensors() const override { return state_tensors_; }
-  void get_state(void* out) const override;
-  void set_state(const void* in) override;
-  std::vector<std::int64_t> batches_tracked() const override { return parameters_.batches; }
+  void get_state(void* out) const override { engine_->get_state(static_cast<T*>(out)); }
+  void set_state(const void* in) override { engine_->set_state(static_cast<const T*>(in)); }
+  std::vector<std::int64_t> batches_tracked() const override { return engine_->batches(); }
   void set_batches_tracked(const std::vector<std::int64_t>& counts) override;
 
   void save(const std::string& path) const override;
@@ -107,92 +82,47 @@ class TypedModel final : public Model {
   void restore(const CheckpointFile& file);
 
  private:
-  // One minibatch of an update: consecutive positions of the epoch's order.
-  struct Part {
-    std::int64_t position = 0;
-    std::int64_t rows = 0;
+  // All that passes read: what early stopping keeps.
+  struct Snapshot {
+    std::vector<T> parameters, state;
+    std::vector<std::int64_t> batches;
   };
-  struct Outcome {
-    LossTotals totals;
-    double lr = 0.0;
-    double norm = std::numeric_limits<double>::quiet_NaN();
-    std::int64_t skipped = 0;  // parameters left alone for a non-finite gradient
-    bool interrupted = false;  // asked to stop, but the update was complete
-  };
+  void take(Snapshot* snapshot) const;
+  void put(const Snapshot& snapshot);
 
   // fit.cpp
   // The kind of the targets, after all checks of fit.
   Targets checked_targets(const Data& data, const FitOptions& options) const;
-  Outcome update(const Data& data, Targets targets, const std::vector<double>* class_weights,
-                 const Order& order, const std::vector<Part>& parts, const Interrupt& interrupt,
-                 const CustomLoss& custom_loss);
-  // Reports what an update that changed the model still has to report.
-  void raise_after(const Outcome& outcome) const;
-  void reserve_workspace(std::int64_t rows);
-  std::int64_t apply(const UpdateTask& task, const T* gradient);
-  std::int64_t arena_offset(const UpdateTask& task) const;
-  std::int64_t arena_count(const UpdateTask& task) const;
-  void stage_running_statistics(const Pass& pass);
-  // Batch norm in training wants two rows, and a total weight above 1 when it is weighted.
+  // Of a model whose loss is a callable.
+  const CustomLoss& checked_custom_loss(const CustomLoss& given, const char* operation) const;
+  // Batch norm in training wants two rows.
   void check_batch(std::int64_t rows, const char* operation) const;
-  void check_total_weight(double weight, const char* operation) const;
-  [[noreturn]] void fail_loss(double loss) const;
-  [[noreturn]] void fail_gradient() const;
+  // Throws what the end of a run calls for.
+  void raise(const RunResult& result) const;
+  StepRecord record_of(const RunResult& result) const;
 
   // typed_model.cpp
-  // What multiplies sum(w loss) of rows with that total weight to give the reduced loss.
-  double loss_scale(double weight) const;
   Metrics metrics_of(const LossTotals& totals) const;
   bool has_accuracy() const;
-
-  // evaluate.cpp
-  class Lease;                                         // a workspace out of the pool
-  static constexpr std::size_t kPooledWorkspaces = 8;  // kept for later calls
-  // visit(team, workspace, batch) after the inference pass over each chunk of rows.
-  template <class Visit>
-  void infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
-             const char* operation, Visit&& visit) const;
-
-  // The caller's loss on the buffer `output`; its gradient times `scale` goes to the output's
-  // gradient when the workspace has gradients.
-  double call_custom_loss(Workspace<T>& workspace, int output, const CustomLoss& loss,
-                          double scale) const;
+  bool has_custom_loss() const {
+    return plan_.description.loss.kind == LossDescription::Kind::kCustom;
+  }
+  bool averages() const { return plan_.description.averaging.kind != Averaging::Kind::kNone; }
+  std::vector<T> flat() const { return std::vector<T>(static_cast<std::size_t>(num_parameters())); }
+  std::vector<T> flat_state() const;
   DataCheck data_check(const char* operation, bool require_finite,
                        const Interrupt& interrupt) const {
     return {plan_, operation, require_finite, threads_, interrupt};
   }
-  int threads_for(std::int64_t rows, double passes) const;
-  const Parameters<T>& with_fresh_transposed() const;
 
   Plan plan_;
   int threads_;
-  const cpu::Kernels<T>& kernels_;
-  mutable Parameters<T> parameters_;  // mutable: the transposed copies are refreshed on demand
-  Optimizer<T> optimizer_;
-  std::vector<UpdateTask> updates_;
+  std::unique_ptr<Engine<T>> engine_;
   Cursor cursor_;
   CustomLoss custom_loss_;
-  Arena<T> average_;
-  std::int64_t averaged_ = 0;    // updates that entered the average
-  double average_weight_ = 0.0;  // of the update in progress; 0: none
   std::vector<TensorInfo> tensors_;
   std::vector<TensorInfo> state_tensors_;
   std::vector<LayerInfo> layers_;
-
-  // Of a training step, kept between steps.
-  std::unique_ptr<Workspace<T>> workspace_;
-  Arena<T> gradients_;  // only when the optimizer is not fused with the weight gradients
-  Arena<double> task_norms_;
-  std::vector<Batch> batches_;
-  std::vector<double> part_weights_;
-  Arena<T> staged_state_;
-  std::vector<std::int64_t> staged_batches_;
-  std::vector<bool> keeps_transposed_;  // by tensor: maintained by every step
-
-  mutable std::mutex pool_mutex_;
-  mutable std::vector<std::unique_ptr<Workspace<T>>> pool_;  // never grows past its capacity
-  mutable std::mutex transposed_mutex_;
-  mutable bool transposed_stale_ = false;
 };
 
 }  // namespace thalweg

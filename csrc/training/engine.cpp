@@ -1,0 +1,61 @@
+// The choice of an engine, and the rules that all of them follow.
+#include "training/engine.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "training/cpu_engine.h"
+
+namespace thalweg {
+
+template <class T>
+std::unique_ptr<Engine<T>> make_engine(const std::string&, const Plan& plan, int threads) {
+  return std::make_unique<CpuEngine<T>>(plan, threads);
+}
+
+double loss_scale(const Plan& plan, double weight) {
+  switch (plan.description.loss.reduction) {
+    case Reduction::kBatchMean:
+      return 1.0 / weight;
+    case Reduction::kElementMean:
+      return 1.0 / (weight * static_cast<double>(plan.out_features));
+    case Reduction::kSum:
+      break;
+  }
+  return 1.0;
+}
+
+double average_weight(const Plan& plan, const Cursor& cursor) {
+  const Averaging& averaging = plan.description.averaging;
+  if (averaging.kind == Averaging::Kind::kEma)
+    return cursor.averaged == 0 ? 1.0 : 1.0 - averaging.decay;
+  if (averaging.kind == Averaging::Kind::kPolyak && cursor.steps >= averaging.start)
+    return 1.0 / static_cast<double>(cursor.averaged + 1);
+  return 0.0;
+}
+
+void check_total_weight(const Plan& plan, double weight, const char* operation) {
+  expect<ValueError>(weight > 1.0 || !plan.has_weighted_batch_norm(), "[", operation,
+                     "] expected a total weight above 1 in a batch with weighted batch norm, got ",
+                     weight);
+}
+
+void next_parts(const Plan& plan, const Cursor& cursor, UpdateParts* update) {
+  update->parts.clear();
+  update->lone_rows = 0;
+  update->end = cursor.position;
+  while (update->end < cursor.rows &&
+         static_cast<std::int64_t>(update->parts.size()) < cursor.accumulate) {
+    const std::int64_t size = std::min(cursor.batch_size, cursor.rows - update->end);
+    if (size == 1 && plan.has_batch_norm())
+      ++update->lone_rows;
+    else
+      update->parts.push_back({update->end, size});
+    update->end += size;
+  }
+}
+
+template std::unique_ptr<Engine<float>> make_engine(const std::string&, const Plan&, int);
+template std::unique_ptr<Engine<double>> make_engine(const std::string&, const Plan&, int);
+
+}  // namespace thalweg
