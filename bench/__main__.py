@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench cpu|start|mnist|table`."""
+"""Command line of the benchmarks: `python -m bench cpu|kernels|start|mnist|table`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import cold, machine, mnist, peers, steps, table
+from bench import cold, kernels, machine, mnist, peers, steps, table
 from bench.cases import CASES
 from bench.results import Results
 
@@ -81,6 +81,19 @@ def _parser() -> argparse.ArgumentParser:
         help="schedule the timed turns ahead of all other programs (needs CAP_SYS_NICE)",
     )
 
+    single = commands.add_parser(
+        "kernels",
+        parents=[shared],
+        help="single kernels on one thread, next to OpenBLAS and oneDNN",
+    )
+    single.add_argument(
+        "--kernels",
+        type=lambda text: _known(_list(text), kernels.KERNELS, "kernels"),
+        default=list(kernels.KERNELS),
+        help=f"out of {', '.join(kernels.KERNELS)}",
+    )
+    single.add_argument("--seconds", type=float, default=0.2, help="timed work per shape")
+
     start = commands.add_parser(
         "start", parents=[shared], help="import, first step, memory, installed size"
     )
@@ -136,6 +149,15 @@ def _cpu(arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
+def _kernels(arguments: argparse.Namespace) -> int:
+    results = Results(arguments.output)
+    for name in arguments.kernels:
+        row = kernels.measure(name, arguments.seconds)
+        results.add(row)
+        print(kernels.describe(row), end="\n\n", flush=True)
+    return 0
+
+
 def _start(arguments: argparse.Namespace) -> int:
     row = cold.measure(arguments.libraries, arguments.repetitions, dict(arguments.python))
     Results(arguments.output).add(row)
@@ -173,9 +195,14 @@ def _table(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = _parser().parse_args()
-    return {"cpu": _cpu, "start": _start, "mnist": _mnist, "table": _table}[arguments.command](
-        arguments
-    )
+    commands = {
+        "cpu": _cpu,
+        "kernels": _kernels,
+        "start": _start,
+        "mnist": _mnist,
+        "table": _table,
+    }
+    return commands[arguments.command](arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bench import peers
+from bench import kernels, peers
 from bench.results import Row, read_all
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -182,6 +182,19 @@ def _mnist_table(row: Row) -> str:
     return _grid(head, lines)
 
 
+def _kernel_table(row: Row) -> str:
+    libraries = list(dict.fromkeys(entry["library"] for entry in row["entries"]))
+    lines = []
+    for shape, entries in kernels.shapes(row).items():
+        cells = []
+        for name in libraries:
+            entry = entries.get(name)
+            ratio = f" ({entry['ratio']:.2f}x)" if entry and name != "thalweg" else ""
+            cells.append(kernels.rate(entry) + ratio if entry else "-")
+        lines.append([", ".join(str(value) for _, value in shape), *cells])
+    return _grid([", ".join(key for key, _ in next(iter(kernels.shapes(row)))), *libraries], lines)
+
+
 def _torch_ratio(case: str, batch: int) -> Callable[[Row], float | None]:
     def value(row: Row) -> float | None:
         if (row["kind"], row.get("case"), row.get("batch")) != ("step", case, batch):
@@ -292,6 +305,7 @@ def page(rows: Sequence[Row]) -> str:
                 _mode_table(found),
             ]
         for kind, title, command, build in (
+            ("kernels", "Single kernels", "kernels", _kernel_table),
             ("start", "Cold start and size", "start", _start_table),
             ("mnist", "MNIST from files to accuracy", "mnist", _mnist_table),
         ):

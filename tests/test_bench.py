@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from bench import machine, steps, table  # noqa: E402
+from bench import kernels, machine, steps, table  # noqa: E402
 from bench.__main__ import _parser  # noqa: E402
 from bench.cases import CASES, make_problem  # noqa: E402
 from bench.peers.numpy_peer import NumpyPeer  # noqa: E402
@@ -153,3 +153,25 @@ def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         _parser().parse_args(["cpu", *arguments])
     assert "expected" in capsys.readouterr().err
+
+
+def test_kernels_are_compared_shape_by_shape() -> None:
+    def entry(library: str, rows: int, time: float, ratio: float) -> dict[str, Any]:
+        shape = {"what": "gemm", "form": "dgrad", "rows": rows, "in": 64, "out": 10}
+        measured = {"microseconds": time, "best": time, "gflops": 1e2 / time, "ratio": ratio}
+        return {**shape, "library": library, **measured}
+
+    entries = [entry("thalweg", 32, 1.0, 1.0), entry("onednn", 32, 2.0, 1.5)]
+    entries += [entry("openblas", 32, 4.0, 4.25), entry("thalweg", 64, 2.0, 1.0)]
+    row = {"kind": "kernels", "case": "gemm", "threads": 1, **machine.stamp(), "entries": entries}
+    first, second = kernels.shapes(row).values()
+    assert list(first) == ["thalweg", "onednn", "openblas"]
+    assert kernels.against_best(first) == 1.5
+    assert kernels.against_best(second) is None
+    assert "onednn 50 GFLOP/s (1.50x)" in kernels.describe(row)
+    page = table.page([row])
+    assert (
+        "| gemm, dgrad, 32, 64, 10 | 100 GFLOP/s | 50 GFLOP/s (1.50x) | 25 GFLOP/s (4.25x) |"
+        in page
+    )
+    assert "| gemm, dgrad, 64, 64, 10 | 50 GFLOP/s | - | - |" in page
