@@ -33,6 +33,7 @@ def model_of(
         averaging=None if averaging is None else optim.averaging_from_dict(averaging),
         clip_norm=d.get("clip_norm"),
         check_finite=d.get("check_finite", "loss"),
+        matmul_precision=d.get("matmul_precision", "highest"),
         **{"device": "cpu", **options},
     )
 

@@ -76,6 +76,7 @@ def test_descriptions_survive_json_and_the_engine() -> None:
         averaging=optim.EMA(0.9),
         clip_norm=2,
         check_finite="gradients",
+        matmul_precision="high",
         seed=2**64 - 1,
         dtype="float64",
     )

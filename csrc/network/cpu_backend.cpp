@@ -99,7 +99,7 @@ void CpuBackend<T>::begin_forward(const Pass& pass) {
 }
 
 template <class T>
-void CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
+bool CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
   cpu::Gemm<T> gemm;
   gemm.a = problem.x;
   gemm.b = problem.weight.values;
@@ -116,11 +116,11 @@ void CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
     gemm.shift = workspace_.fold_shift(problem.folded);
   }
   multiply(team_, kernels_, gemm);
+  return false;
 }
 
 template <class T>
-void CpuBackend<T>::activation(const Matrix& z, const Matrix& y,
-                               const cpu::Activation& activation) {
+void CpuBackend<T>::activation(const Matrix& z, const Matrix& y, const Activation& activation) {
   grid(team_, y,
        [&](Range rows, Range panels) { kernels_.activation(z, y, activation, rows, panels); });
 }
@@ -241,7 +241,7 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
 
 template <class T>
 void CpuBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
-                                        const cpu::Activation& activation, bool accumulate) {
+                                        const Activation& activation, bool accumulate) {
   grid(team_, dz, [&](Range rows, Range panels) {
     kernels_.activation_backward(dy, at.data, dz, activation, accumulate, rows, panels);
   });

@@ -57,8 +57,8 @@ class CpuBackend {
   }
 
   void begin_forward(const Pass& pass);
-  void dense(const DenseForward<CpuBackend>& problem);
-  void activation(const Matrix& z, const Matrix& y, const cpu::Activation& activation);
+  bool dense(const DenseForward<CpuBackend>& problem);
+  void activation(const Matrix& z, const Matrix& y, const Activation& activation);
   void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                bool accumulate);
   void copy(const Matrix& x, const Matrix& y);
@@ -75,7 +75,7 @@ class CpuBackend {
             LossTotals* totals);
 
   void activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
-                           const cpu::Activation& activation, bool accumulate);
+                           const Activation& activation, bool accumulate);
   void dense_input_gradient(const DenseInputGradient<CpuBackend>& problem);
   void maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz, std::int64_t pieces);
   void batch_norm_backward(const Pass& pass, const BatchNormBackward<CpuBackend>& problem);

@@ -43,6 +43,9 @@ constexpr Bounds kNotNegative{0.0, kLargest};
 constexpr Bounds kFraction{0.0, 1.0};
 constexpr Bounds kBelowOneFraction{0.0, 1.0, false, true};
 
+// In the order of MatmulPrecision.
+constexpr const char* kMatmulPrecisions[] = {"highest", "high", "medium"};
+
 std::string joined(const std::vector<std::string>& words) {
   std::string out;
   for (const std::string& word : words) out += out.empty() ? word : ", " + word;
@@ -638,6 +641,8 @@ Description parse_description(std::string_view json) {
   description.clip_norm = members.real_or_null("clip_norm", std::nullopt, kPositive);
   description.check_finite =
       static_cast<CheckFinite>(members.choice("check_finite", {"loss", "gradients"}, 0));
+  description.matmul_precision = static_cast<MatmulPrecision>(members.choice(
+      "matmul_precision", {std::begin(kMatmulPrecisions), std::end(kMatmulPrecisions)}, 0));
   members.finish();
   return description;
 }
@@ -654,7 +659,17 @@ std::string to_json(const Description& description) {
   out.push_back({"clip_norm", or_null(description.clip_norm)});
   out.push_back(
       {"check_finite", description.check_finite == CheckFinite::kLoss ? "loss" : "gradients"});
+  out.push_back(
+      {"matmul_precision", kMatmulPrecisions[static_cast<int>(description.matmul_precision)]});
   return Json(std::move(out)).text();
+}
+
+void check_matmul_precision(const Description& description, const std::string& device) {
+  expect<ValueError>(
+      device != "cpu" || description.dtype != DType::kFloat32 ||
+          description.matmul_precision != MatmulPrecision::kMedium,
+      "[model] expected matmul_precision \"highest\" or \"high\" on device 'cpu', got "
+      "\"medium\", which needs device 'cuda'; use \"highest\"");
 }
 
 }  // namespace thalweg

@@ -108,6 +108,13 @@ struct Averaging {
 
 enum class CheckFinite { kLoss, kGradients };
 
+// Accuracy of float32 matrix products; float64 ones are always in float64.
+enum class MatmulPrecision {
+  kHighest,  // as of float32 arithmetic
+  kHigh,     // operands rounded to 16 significant bits, or better
+  kMedium,   // operands and activations rounded to bfloat16
+};
+
 struct Description {
   std::int64_t in_features = 0;
   DType dtype = DType::kFloat32;
@@ -118,6 +125,7 @@ struct Description {
   Averaging averaging;
   std::optional<double> clip_norm;
   CheckFinite check_finite = CheckFinite::kLoss;
+  MatmulPrecision matmul_precision = MatmulPrecision::kHighest;
 };
 
 // ValueError names the path of what is wrong ("[description] layers[2].units: expected ...").
@@ -125,5 +133,8 @@ struct Description {
 TW_INTERNAL_API Description parse_description(std::string_view json);
 // Canonical text: all keys, fixed order, shortest round-trip numbers; parse(to_json(d)) == d.
 TW_INTERNAL_API std::string to_json(const Description& description);
+
+// ValueError when that device ("cpu" or "cuda") cannot multiply as the description wants.
+void check_matmul_precision(const Description& description, const std::string& device);
 
 }  // namespace thalweg

@@ -7,7 +7,9 @@
 //   gradient(b), weight(t) and vector(t);
 // - plan();
 // - one operation on whole matrices for each primitive that is called below. What a primitive reads
-//   was written by the primitives before it, in the order of the calls.
+//   was written by the primitives before it, in the order of the calls. dense() answers whether it
+//   has taken the loss along. What is marked as a tensor's gradient may be taken along as well; the
+//   walk asks for it later in any case.
 //
 // On the CPU every thread of a team walks with a backend of its own, and a primitive is a phase of
 // the parallel region (network/cpu_backend.h); on a device one thread walks and a primitive queues
@@ -28,10 +30,14 @@ struct DenseForward {
   typename Backend::Matrix x, y;
   typename Backend::Weight weight;
   typename Backend::Vector bias{};
-  cpu::Activation activation{};
+  Activation activation{};
   typename Backend::Matrix pre{};  // where to keep the value before the activation, if anywhere
   int statistics = -1;             // batch-norm state whose block statistics of y are wanted
   int folded = -1;                 // batch-norm state whose scale and shift replace the bias
+  // The loss that will be asked for when y is the network's output; null: none that is known.
+  const LossRequest* loss = nullptr;
+  typename Backend::Matrix loss_gradient{};
+  int loss_bias = -1;  // tensor whose gradient the column sums of loss_gradient are
 };
 
 // dx (+)= dy W, then, when `at` is present, dx *= phi'(at).
@@ -40,8 +46,9 @@ struct DenseInputGradient {
   typename Backend::Matrix dy, dx;
   typename Backend::Weight weight;
   bool accumulate = false;
-  cpu::Activation derivative{};
+  Activation derivative{};
   typename Backend::Matrix at{};
+  int bias = -1;  // tensor whose gradient the column sums of the finished dx are
 };
 
 // y = phi(gamma * (z - mean) / std + beta)
@@ -50,18 +57,18 @@ struct BatchNormForward {
   typename Backend::Matrix z, y;
   int state = 0;
   typename Backend::Vector gamma{}, beta{};
-  cpu::Activation activation{};
+  Activation activation{};
   typename Backend::Matrix pre{};
 };
 
-// From dy to the gradients of gamma and beta (tensors), and to dz where it is present. dy is
-// overwritten with dy * phi'(at).
+// From dy to the gradients of gamma and beta (tensors), and to dz where it is present. dy may be
+// overwritten.
 template <class Backend>
 struct BatchNormBackward {
   typename Backend::Matrix z, dy, at, dz{};
   int state = 0;
   int gamma = 0, beta = 0;
-  cpu::Activation activation{};
+  Activation activation{};
   bool accumulate = false;
 };
 
@@ -73,8 +80,9 @@ class Executor {
   // Borrows the backend.
   explicit Executor(Backend& backend) : plan_(backend.plan()), backend_(backend) {}
 
-  // From the input in value(0), [rows, in_features].
-  void forward(const Pass& pass);
+  // From the input in value(0), [rows, in_features]. `next`: what loss() will be asked for, if
+  // anything, so that the backend may take it along with the last product.
+  void forward(const Pass& pass, const LossRequest* next = nullptr);
 
   // Of the forward pass's output; gradient(output) is written when the request has a scale.
   // `totals` receives the sums where the backend has them at hand.
@@ -112,7 +120,10 @@ class Executor {
     else
       backend_.copy(from, to);
   }
-  void forward_dense(const Pass& pass, const Node& node);
+  Matrix loss_gradient(const LossRequest& request) const {
+    return request.gradient_scale != 0.0 ? backend_.gradient(plan_.output) : Matrix{};
+  }
+  void forward_dense(const Pass& pass, const Node& node, const LossRequest* next);
   void forward_batch_norm(const Pass& pass, const Node& node);
   void backward_dense(const Pass& pass, const Node& node);
   void backward_batch_norm(const Pass& pass, const Node& node);
@@ -120,15 +131,17 @@ class Executor {
 
   const Plan& plan_;
   Backend& backend_;
+  bool loss_taken_ = false;
 };
 
 template <class Backend>
-void Executor<Backend>::forward(const Pass& pass) {
+void Executor<Backend>::forward(const Pass& pass, const LossRequest* next) {
   backend_.begin_forward(pass);
+  loss_taken_ = false;
   for (const Node& node : plan_.nodes) {
     switch (node.kind) {
       case NodeKind::kDense:
-        forward_dense(pass, node);
+        forward_dense(pass, node, next);
         break;
       case NodeKind::kBatchNorm:
         forward_batch_norm(pass, node);
@@ -154,7 +167,7 @@ void Executor<Backend>::forward(const Pass& pass) {
 }
 
 template <class Backend>
-void Executor<Backend>::forward_dense(const Pass& pass, const Node& node) {
+void Executor<Backend>::forward_dense(const Pass& pass, const Node& node, const LossRequest* next) {
   DenseForward<Backend> problem;
   problem.x = input(pass, node.input);
   problem.y = backend_.value(node.output);
@@ -172,7 +185,12 @@ void Executor<Backend>::forward_dense(const Pass& pass, const Node& node) {
       problem.activation = norm.activation;
     }
   }
-  backend_.dense(problem);
+  if (next != nullptr && node.output == plan_.output) {
+    problem.loss = next;
+    problem.loss_gradient = loss_gradient(*next);
+    if (node.activation.id == kActivationIdentity) problem.loss_bias = node.bias;
+  }
+  if (backend_.dense(problem)) loss_taken_ = true;
 }
 
 template <class Backend>
@@ -193,8 +211,8 @@ void Executor<Backend>::forward_batch_norm(const Pass& pass, const Node& node) {
 
 template <class Backend>
 void Executor<Backend>::loss(const Pass& pass, const LossRequest& request, LossTotals* totals) {
-  backend_.loss(request, input(pass, plan_.output),
-                request.gradient_scale != 0.0 ? backend_.gradient(plan_.output) : Matrix{}, totals);
+  if (loss_taken_) return;
+  backend_.loss(request, input(pass, plan_.output), loss_gradient(request), totals);
 }
 
 template <class Backend>
@@ -244,10 +262,16 @@ void Executor<Backend>::backward_dense(const Pass& pass, const Node& node) {
   problem.dx = backend_.gradient(node.input);
   problem.weight = backend_.weight(node.weight);
   problem.accumulate = node.accumulate_input;
-  if (node.applies_input_derivative) {
-    const Node& producer = plan_.nodes[plan_.buffers[node.input].producer];
-    problem.derivative = producer.activation;
-    problem.at = derivative_at(producer);
+  const Buffer& source = plan_.buffers[node.input];
+  if (source.producer >= 0 && source.consumers == 1) {
+    const Node& producer = plan_.nodes[source.producer];
+    if (node.applies_input_derivative) {
+      problem.derivative = producer.activation;
+      problem.at = derivative_at(producer);
+    }
+    // Then dx is the gradient of what the bias was added to.
+    if (node.applies_input_derivative || producer.activation.id == kActivationIdentity)
+      problem.bias = producer.bias;
   }
   backend_.dense_input_gradient(problem);
 }

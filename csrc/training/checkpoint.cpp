@@ -245,25 +245,35 @@ std::unique_ptr<Model> Model::load(const std::string& path, const std::string& d
   const std::string resolved = resolve_device(device);
   threads = resolve_threads(threads);
   const CheckpointFile file = read_checkpoint_file(path, true);
-  try {
-    const Description description = parse_description(metadata(file, "description"));
+  const auto described = [&](auto&& read) {
+    try {
+      return read();
+    } catch (const ValueError& error) {
+      throw CheckpointError(
+          concat("[load] '", path, "' does not describe a model: ", error.what()));
+    }
+  };
+  const Description description = described([&] {
+    Description parsed = parse_description(metadata(file, "description"));
     // A description takes a line to ask for all memory.
-    const std::int64_t parameters = compile(description).num_parameters;
+    const std::int64_t parameters = compile(parsed).num_parameters;
     std::int64_t stored = 0;
     for (const StoredTensor& tensor : file.tensors)
       stored += tensor.bytes / item_size(tensor.dtype);
     if (parameters > stored)
       fail(concat("expected ", parameters, " parameters, got tensors of ", stored, " elements"));
-    const auto restored = [&]<class T>() -> std::unique_ptr<Model> {
-      auto model = std::make_unique<TypedModel<T>>(description, resolved, threads);
-      model->restore(file);
-      return model;
-    };
+    return parsed;
+  });
+  check_matmul_precision(description, resolved);
+  const auto restored = [&]<class T>() -> std::unique_ptr<Model> {
+    auto model = std::make_unique<TypedModel<T>>(description, resolved, threads);
+    model->restore(file);
+    return model;
+  };
+  return described([&] {
     return description.dtype == DType::kFloat64 ? restored.template operator()<double>()
                                                 : restored.template operator()<float>();
-  } catch (const ValueError& error) {
-    throw CheckpointError(concat("[load] '", path, "' does not describe a model: ", error.what()));
-  }
+  });
 }
 
 #define TW_INSTANTIATE(T)                                      \

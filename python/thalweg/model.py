@@ -58,6 +58,12 @@ class Model:
     check_finite : str, default "loss"
         "loss": an update with a non-finite loss is not made. "gradients": nor one with a non-finite
         gradient, at the price of a separate pass over the gradients.
+    matmul_precision : str, default "highest"
+        Accuracy of matrix products in float32; float64 is not affected. "highest": that of float32
+        arithmetic. "high": operands may be rounded to 16 significant bits. "medium": operands and
+        stored activations are rounded to bfloat16 (8 bits); sums, parameters, gradients and losses
+        stay float32. A device takes what is fastest at that accuracy or a better one: on the CPU,
+        "high" computes as "highest", and "medium" raises ValueError.
     threads : int, optional
         CPU threads; None takes all that the process may use (``THALWEG_NUM_THREADS``,
         ``OMP_NUM_THREADS``, affinity, cgroup). Results do not depend on it.
@@ -103,6 +109,7 @@ class Model:
         averaging: optim.Averaging | None = None,
         clip_norm: float | None = None,
         check_finite: str = "loss",
+        matmul_precision: str = "highest",
         threads: int | None = None,
     ) -> None:
         resolved = losses.resolve_loss(loss)
@@ -124,6 +131,9 @@ class Model:
             "clip_norm": None if clip_norm is None else _clip_norm(clip_norm),
             "check_finite": _check.choice(
                 "Model", "check_finite", check_finite, ("loss", "gradients")
+            ),
+            "matmul_precision": _check.choice(
+                "Model", "matmul_precision", matmul_precision, ("highest", "high", "medium")
             ),
         }
         core = _core.Model(json.dumps(description), *_place(device, threads))
@@ -887,6 +897,9 @@ class Model:
         ------
         CheckpointError
             When the file is missing, not of thalweg, truncated or corrupt.
+        ValueError
+            When the device does not have the model's `matmul_precision`; a model of another
+            precision can `load_weights`.
         """
         if loss is not None and not callable(loss):
             raise TypeError(f"[load] expected loss to be a function, got {_check.shown(loss)}")

@@ -114,7 +114,7 @@ class Population:
         As for `Model`.
     seeds : sequence of n int, optional
         Seeds of the networks, default 0 .. n - 1.
-    device, dtype, averaging, clip_norm, check_finite
+    device, dtype, averaging, clip_norm, check_finite, matmul_precision
         As for `Model`.
     threads : int, optional
         CPU threads; None takes all that the process may use.
@@ -163,6 +163,7 @@ class Population:
         averaging: optim.Averaging | None = None,
         clip_norm: float | None = None,
         check_finite: str | None = None,
+        matmul_precision: str | None = None,
         threads: int | None = None,
         **hyperparameters: Any,
     ) -> None:
@@ -176,6 +177,7 @@ class Population:
             "averaging": averaging,
             "clip_norm": clip_norm,
             "check_finite": check_finite,
+            "matmul_precision": matmul_precision,
             "threads": threads,
         }
         options = {name: value for name, value in given.items() if value is not None}
@@ -692,6 +694,7 @@ def _options_of(model: Model) -> dict[str, Any]:
         "averaging": model.averaging,
         "clip_norm": description["clip_norm"],
         "check_finite": description["check_finite"],
+        "matmul_precision": description["matmul_precision"],
         "threads": model.threads,
     }
 

@@ -558,7 +558,8 @@ constexpr const char* kDescription = R"({"in_features":5,"dtype":"float64","seed
   "loss":{"type":"huber","delta":2,"reduction":"sum"},
   "optimizer":{"type":"nesterov","lr":{"schedule":"warmup","steps":10,"then":{"schedule":"linear","start":0.1,
   "tau_epochs":3}},"momentum":"nesterov_convex","torch_compat":true,"groups":[{"match":"*.bias","weight_decay":0}]},
-  "averaging":{"type":"ema","decay":0.99},"clip_norm":1.5,"check_finite":"gradients"})";
+  "averaging":{"type":"ema","decay":0.99},"clip_norm":1.5,"check_finite":"gradients",
+  "matmul_precision":"medium"})";
 
 void test_json_mutants() {
   std::mt19937_64 random(11);
@@ -616,7 +617,8 @@ void test_description_values() {
              d.optimizer.hyper[2].value == 1.0 && d.optimizer.groups[0].weight_decay == 0.0,
          "optimizer");
   expect(d.averaging.kind == thalweg::Averaging::Kind::kEma && d.averaging.decay == 0.99 &&
-             d.clip_norm == 1.5 && d.check_finite == thalweg::CheckFinite::kGradients,
+             d.clip_norm == 1.5 && d.check_finite == thalweg::CheckFinite::kGradients &&
+             d.matmul_precision == thalweg::MatmulPrecision::kMedium,
          "options");
   const thalweg::Description defaults = parse_layer("\"relu\"");
   expect(defaults.loss.kind == thalweg::LossDescription::Kind::kCrossEntropy &&

@@ -48,6 +48,10 @@ struct Placement {
 
 enum class CheckFinite { kLoss, kGradients };
 
+// Accuracy of float32 matrix products: as of float32 arithmetic; of operands rounded to 16
+// significant bits; of operands and activations rounded to bfloat16 ("cuda" only).
+enum class MatmulPrecision { kHighest, kHigh, kMedium };
+
 struct ModelOptions {
   std::int64_t in_features;
   Loss loss = CrossEntropy{};
@@ -58,6 +62,7 @@ struct ModelOptions {
   std::optional<Averaging> averaging = {};
   std::optional<double> clip_norm = {};
   CheckFinite check_finite = CheckFinite::kLoss;
+  MatmulPrecision matmul_precision = MatmulPrecision::kHighest;
   int threads = 0;
   void* stream = nullptr;
 };
@@ -566,7 +571,10 @@ class Model {
         .json("optimizer", options.optimizer.json())
         .json("averaging", options.averaging ? options.averaging->json() : "null")
         .number("clip_norm", options.clip_norm)
-        .text("check_finite", options.check_finite == CheckFinite::kLoss ? "loss" : "gradients");
+        .text("check_finite", options.check_finite == CheckFinite::kLoss ? "loss" : "gradients")
+        .text("matmul_precision", options.matmul_precision == MatmulPrecision::kHighest ? "highest"
+                                  : options.matmul_precision == MatmulPrecision::kHigh  ? "high"
+                                                                                        : "medium");
     return out;
   }
 
