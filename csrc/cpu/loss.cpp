@@ -264,18 +264,6 @@ TW_INLINE void for_strips(Range rows, F&& f) {
   }
 }
 
-// Whether prediction z agrees with target t; what counts depends on the kind of target.
-template <TargetKind kTarget, class T>
-TW_INLINE bool agrees(T z, T t) {
-  if constexpr (kTarget == TargetKind::sign) {
-    return z * t > T(0);
-  } else if constexpr (kTarget == TargetKind::unit_interval) {
-    return (z > T(0)) == (t > T(0.5));
-  } else {
-    return false;
-  }
-}
-
 template <class Rule, class T>
 BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
   const Panels<const T> z = problem.outputs;

@@ -1,17 +1,13 @@
 // Maxout: unit u is the maximum of columns u * pieces .. u * pieces + pieces - 1. Panel p of the
 // outputs reads exactly the panels p * pieces .. p * pieces + pieces - 1 of the inputs.
+#include "math/maxout.h"
+
 #include "cpu/operations.h"
 #include "cpu/panel_loops.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
 namespace {
-
-// Whether x takes the place of the maximum m so far: larger, or the first NaN.
-template <class T>
-TW_INLINE bool exceeds(T x, T m) {
-  return x > m || (x != x && m == m);
-}
 
 // Units [0, 32) of a panel of outputs; z is their first input's row in its panel. kPieces is 0 when
 // the number of pieces is not known at compile time.

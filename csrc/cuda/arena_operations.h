@@ -1,4 +1,5 @@
-// Operations on flat arenas that need not know their layout.
+// Operations on flat arenas that need not know their layout. Arenas are 16-byte aligned, and their
+// lengths multiples of four elements.
 #pragma once
 
 #include <cstddef>
