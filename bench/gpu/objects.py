@@ -1,0 +1,191 @@
+"""What nvcc makes of the kernels: registers, memory and instructions, without a GPU.
+
+python -m bench.gpu.objects            one line per kernel, for sm_80 and sm_90
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import machine
+
+CSRC = machine.ROOT / "csrc"
+ARCHITECTURES = (80, 90)
+# As in CMakeLists.txt.
+FLAGS = ("-std=c++20", "-fmad=false", "-Xcompiler", "-fno-math-errno,-ffp-contract=off")
+
+# What ptxas -v prints about an entry function.
+_ENTRY = re.compile(r"Compiling entry function '(\S+)' for '\w+'")
+_FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.(\S+?),")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+# wgmma made serial, setmaxnreg ignored, and their like.
+SERIALIZATION = re.compile(r"C75\d\d")
+
+
+@dataclass
+class Kernel:
+    """One entry function for one architecture."""
+
+    name: str  # without namespaces and arguments: "mma_kernel<ForwardTask<float>, 1>"
+    source: str  # "gemm_mma.cu"
+    arch: int
+    registers: int = 0
+    shared: int = 0  # bytes of static shared memory
+    stack: int = 0
+    spills: int = 0  # bytes stored and loaded
+    instructions: Counter[str] = field(default_factory=Counter)  # when there is nvdisasm
+
+    @property
+    def template(self) -> str:
+        return self.name.partition("<")[0]
+
+    def count(self, prefix: str) -> int:
+        """Instructions whose name begins so."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(prefix))
+
+
+class CompilationError(Exception):
+    """nvcc refused a source, or said something that must not be ignored."""
+
+
+def sources() -> list[Path]:
+    return sorted((CSRC / "cuda").glob("*.cu"))
+
+
+def nvcc() -> str | None:
+    found = shutil.which(os.environ.get("CUDACXX", "nvcc"))
+    default = Path("/usr/local/cuda/bin/nvcc")
+    return found or (str(default) if default.is_file() else None)
+
+
+def nvcc_version() -> str:
+    text = subprocess.run([str(nvcc()), "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"V(\d+\.\d+\.\d+)", text)
+    return match[1] if match else "unknown"
+
+
+def nvdisasm() -> str | None:
+    """The disassembler: on PATH, beside nvcc, or from the package nvidia-cuda-nvdisasm."""
+    compiler = nvcc()
+    beside = [str(Path(compiler).resolve().parent)] if compiler else []
+    path = os.pathsep.join([os.environ.get("PATH", ""), *beside])
+    if found := shutil.which("nvdisasm", path=path):
+        return found
+    try:
+        files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((str(f.locate()) for f in files if f.name in ("nvdisasm", "nvdisasm.exe")), None)
+
+
+def demangle(names: Sequence[str]) -> list[str]:
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def short_name(name: str) -> str:
+    """A demangled function without return type, namespaces, arguments and casts of constants."""
+    name = name.replace("(anonymous namespace)::", "")
+    name = re.sub(r"\bthalweg::(?:\w+::)*", "", name)
+    name = re.sub(r"\((?:unsigned )?(?:int|bool|long|[A-Z]\w*)\)", "", name)
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            name = name[:i]
+            break
+    return name.removeprefix("void ").replace(" >", ">").strip()
+
+
+def _parse_resources(source: Path, arch: int, log: str) -> dict[str, Kernel]:
+    kernels: dict[str, Kernel] = {}
+    current: Kernel | None = None
+    for line in log.splitlines():
+        if match := _ENTRY.search(line):
+            current = kernels.setdefault(match[1], Kernel(match[1], source.name, arch))
+        if current is None:
+            continue
+        if match := _FRAME.search(line):
+            current.stack, current.spills = int(match[1]), int(match[2]) + int(match[3])
+        if match := _USED.search(line):
+            current.registers = int(match[1])
+            shared = _SHARED.search(line)
+            current.shared = int(shared[1]) if shared else 0
+    return kernels
+
+
+def _count_instructions(disassembler: str, cubin: Path, kernels: dict[str, Kernel]) -> None:
+    done = subprocess.run([disassembler, str(cubin)], capture_output=True, text=True, check=True)
+    current: Kernel | None = None
+    for line in done.stdout.splitlines():
+        if match := _SECTION.match(line):
+            current = kernels.get(match[1])
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.instructions[match[1]] += 1
+
+
+def compile_source(source: Path, arch: int, folder: Path, disassembler: str | None) -> list[Kernel]:
+    """The kernels of one file; CompilationError on any warning of nvcc or ptxas."""
+    cubin = folder / f"{source.stem}_{arch}.cubin"
+    command = [str(nvcc()), *FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+    done = subprocess.run(
+        [*command, f"-I{CSRC}", str(source), "-o", str(cubin)], capture_output=True, text=True
+    )
+    log = done.stdout + done.stderr
+    if done.returncode != 0 or SERIALIZATION.search(log) or "warning" in log:
+        raise CompilationError(f"{source.name} for sm_{arch}:\n{log[-4000:]}")
+    kernels = _parse_resources(source, arch, log)
+    if disassembler and kernels:
+        _count_instructions(disassembler, cubin, kernels)
+    for kernel, name in zip(kernels.values(), demangle(list(kernels)), strict=True):
+        kernel.name = short_name(name)
+    return list(kernels.values())
+
+
+def compile_all(
+    architectures: Iterable[int] = ARCHITECTURES, disassembler: str | None = None
+) -> list[Kernel]:
+    """Every kernel of csrc/cuda for every architecture."""
+    with (
+        tempfile.TemporaryDirectory(prefix="thalweg-objects-") as folder,
+        ThreadPoolExecutor(max_workers=len(machine.processors())) as pool,
+    ):
+        jobs = [
+            pool.submit(compile_source, source, arch, Path(folder), disassembler)
+            for source in sources()
+            for arch in architectures
+        ]
+        return [kernel for job in jobs for kernel in job.result()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, action="append", help="80, 90, ...; may be repeated")
+    arguments = parser.parse_args()
+    for kernel in compile_all(arguments.arch or ARCHITECTURES, nvdisasm()):
+        print(
+            f"sm_{kernel.arch} {kernel.registers:>3} registers {kernel.shared:>6} B shared "
+            f"{kernel.stack:>4} B stack {kernel.spills:>4} B spilled "
+            f"{kernel.instructions.total():>6} instructions, {kernel.count('HMMA'):>4} HMMA  "
+            f"{kernel.source}: {kernel.name}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The compiled kernels, without a GPU: no spill, no local memory, the instructions they are for.
+
+Needs nvcc; the instructions need nvdisasm too (`pip install nvidia-cuda-nvdisasm`). Where both must
+be there, THALWEG_REQUIRE_NVCC=1 turns their absence into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from bench.gpu import objects
+from bench.gpu.objects import Kernel
+
+REQUIRED = os.environ.get("THALWEG_REQUIRE_NVCC") == "1"
+
+needs_nvcc = pytest.mark.skipif(objects.nvcc() is None and not REQUIRED, reason="needs nvcc")
+needs_disassembly = pytest.mark.skipif(
+    (objects.nvcc() is None or objects.nvdisasm() is None) and not REQUIRED,
+    reason="needs nvcc and nvdisasm",
+)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    """All kernels for sm_80 and sm_90. Warnings of nvcc and serialized products fail here."""
+    return objects.compile_all(disassembler=objects.nvdisasm())
+
+
+def violations(kernels: list[Kernel], broken: Callable[[Kernel], bool]) -> list[str]:
+    return [f"{k.source} sm_{k.arch}: {k.name}" for k in kernels if broken(k)]
+
+
+@needs_nvcc
+def test_every_source_has_kernels_for_both_architectures(kernels: list[Kernel]) -> None:
+    for source in objects.sources():
+        architectures = {k.arch for k in kernels if k.source == source.name}
+        text = source.read_text(encoding="utf-8")
+        if "TW_KERNEL" in text:
+            assert architectures == set(objects.ARCHITECTURES), source.name
+    assert all(kernel.registers > 0 for kernel in kernels)
+
+
+@needs_nvcc
+def test_nothing_spills_or_has_a_stack(kernels: list[Kernel]) -> None:
+    assert not violations(kernels, lambda k: k.spills > 0)
+    assert not violations(kernels, lambda k: k.stack > 0)
+
+
+@needs_disassembly
+def test_no_kernel_uses_local_memory(kernels: list[Kernel]) -> None:
+    assert all(kernel.instructions for kernel in kernels)
+    assert not violations(kernels, lambda k: k.count("LDL") + k.count("STL") > 0)
+
+
+@needs_disassembly
+def test_nobody_adds_floating_point_numbers_atomically(kernels: list[Kernel]) -> None:
+    """The order of such sums, and so their last bits, would vary from run to run."""
+    atomic = re.compile(r"(ATOM|RED)\w*\..*ADD.*\.(F16|BF16|F32|F64)")
+    assert not violations(kernels, lambda k: any(map(atomic.match, k.instructions)))
+
+
+SPILLS = """
+#include "cuda/device/device.h"
+namespace thalweg::cuda {
+TW_KERNEL_BOUNDS(1024, 2) void greedy_kernel(float* x, int n) {
+  float values[96];
+  TW_UNROLL
+  for (int i = 0; i < 96; ++i) values[i] = x[i * n];
+  for (int k = 0; k < n; ++k) {
+    TW_UNROLL
+    for (int i = 0; i < 96; ++i) values[i] = values[i] * values[(i + 7) % 96] + x[k];
+  }
+  TW_UNROLL
+  for (int i = 0; i < 96; ++i) x[i * n] = values[i];
+}
+TW_KERNEL void indexed_kernel(float* x, int n) {
+  float values[256];
+  for (int i = 0; i < 256; ++i) values[i] = x[i];
+  for (int i = 0; i < n; ++i) values[static_cast<int>(x[i]) % 256] += x[i];
+  for (int i = 0; i < 256; ++i) x[i] = values[i];
+}
+}  // namespace thalweg::cuda
+"""
+
+
+@needs_nvcc
+def test_spills_and_stacks_are_seen(tmp_path: Path) -> None:
+    source = tmp_path / "greedy.cu"
+    source.write_text(SPILLS)
+    found = objects.compile_source(source, 90, tmp_path, None)
+    greedy = next(kernel for kernel in found if kernel.template == "greedy_kernel")
+    assert greedy.spills > 0
+    indexed = next(kernel for kernel in found if kernel.template == "indexed_kernel")
+    assert indexed.stack > 0
+
+
+@needs_nvcc
+def test_warnings_are_errors(tmp_path: Path) -> None:
+    source = tmp_path / "careless.cu"
+    source.write_text("__global__ void careless_kernel() { int unused; }\n")
+    with pytest.raises(objects.CompilationError, match="never referenced"):
+        objects.compile_source(source, 90, tmp_path, None)
+
+
+def test_names_are_short() -> None:
+    long = (
+        "void thalweg::cuda::(anonymous namespace)::mma_kernel<thalweg::cuda::ForwardTask<float>, "
+        "thalweg::cuda::(anonymous namespace)::Tile<(int)128, (int)64, (int)4>, (bool)1>(T1)"
+    )
+    assert objects.short_name(long) == "mma_kernel<ForwardTask<float>, Tile<128, 64, 4>, 1>"
