@@ -1,60 +1,23 @@
-// Parameter groups, coefficients and the dispatch of the fused step.
+// Slots, and the dispatch of the fused step.
 #include "training/optimizer.h"
 
 #include <algorithm>
-#include <cmath>
-
-#include "core/error.h"
-#include "training/schedule.h"
 
 namespace thalweg {
 
-bool matches(std::string_view pattern, std::string_view name) {
-  std::size_t p = 0, n = 0, star = std::string_view::npos, resume = 0;
-  while (n < name.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      resume = n;
-    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
-      ++p;
-      ++n;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      n = ++resume;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
-
 template <class T>
 Optimizer<T>::Optimizer(const Plan& plan, const OptimizerDescription& description)
-    : plan_(&plan), description_(description), group_of_block_(plan.arena_size / kGroupBlock) {
-  for (int s = 0; s < slots(); ++s) slots_[s] = Arena<T>(plan.arena_size);
-  const std::size_t count = description.groups.size() + 1;  // group 0 is everything else
-  expect<ValueError>(count <= 256, "[optimizer] expected at most 255 parameter groups, got ",
-                     count - 1);
-  groups_.resize(count);
-  frozen_ = std::make_unique<bool[]>(count);
-  coefficients_.resize(count * kMaxCoefficients);
-  for (std::size_t g = 1; g < count; ++g) {
-    const ParameterGroup& group = description.groups[g - 1];
-    groups_[g] = {group.lr_scale, group.weight_decay};
-    frozen_[g] = group.frozen;
-    bool matched = false;
-    for (const Tensor& tensor : plan.tensors) {
-      if (!matches(group.match, tensor.name)) continue;
-      matched = true;
-      std::uint8_t* blocks = group_of_block_.data() + tensor.offset / kGroupBlock;
-      if (blocks[0] == 0)
-        std::fill_n(blocks, tensor.padded / kGroupBlock, static_cast<std::uint8_t>(g));
-    }
-    expect<ValueError>(matched,
-                       "[optimizer] expected a group pattern that matches a parameter, got '",
-                       group.match, "'; parameters are named like ",
-                       plan.tensors.empty() ? "layers.0.weight" : plan.tensors[0].name);
+    : size_(plan.arena_size),
+      rules_(plan, description),
+      group_of_block_(plan.arena_size / kGroupBlock),
+      frozen_(std::make_unique<bool[]>(static_cast<std::size_t>(rules_.groups()))),
+      coefficients_(static_cast<std::size_t>(rules_.groups()) * kMaxCoefficients) {
+  for (int s = 0; s < slots(); ++s) slots_[s] = Arena<T>(size_);
+  for (int g = 0; g < rules_.groups(); ++g) frozen_[g] = rules_.group_frozen(g);
+  for (std::size_t t = 0; t < plan.tensors.size(); ++t) {
+    const Tensor& tensor = plan.tensors[t];
+    std::fill_n(group_of_block_.data() + tensor.offset / kGroupBlock, tensor.padded / kGroupBlock,
+                rules_.group_of(static_cast<int>(t)));
   }
 }
 
@@ -64,36 +27,8 @@ void Optimizer<T>::reset() {
 }
 
 template <class T>
-void Optimizer<T>::copy_from(const Optimizer& other) {
-  for (int s = 0; s < slots(); ++s)
-    std::copy(other.slots_[s].begin(), other.slots_[s].end(), slots_[s].begin());
-}
-
-template <class T>
-void Optimizer<T>::fill_coefficients(std::int64_t t, double steps_per_epoch, double* coefficients,
-                                     double* lr) const {
-  const HyperTable table = optimizer_hyper(description_.optimizer);
-  const int decay = optimizer_hyper_index(description_.optimizer, "weight_decay");
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    std::array<double, kMaxHyperParameters> now{}, next{};
-    for (int h = 0; h < table.count; ++h) {
-      now[h] = evaluate(description_.hyper[h], t - 1, steps_per_epoch);
-      next[h] = evaluate(description_.hyper[h], t, steps_per_epoch);
-    }
-    if (g == 0) *lr = now[0];
-    now[0] *= groups_[g].lr_scale;
-    next[0] *= groups_[g].lr_scale;
-    if (groups_[g].weight_decay) now[decay] = next[decay] = *groups_[g].weight_decay;
-    optimizer_coefficients(description_.optimizer, now.data(), next.data(), t,
-                           coefficients + g * kMaxCoefficients);
-  }
-}
-
-template <class T>
 double Optimizer<T>::prepare(std::int64_t t, double steps_per_epoch) {
-  double lr = 0.0;
-  fill_coefficients(t, steps_per_epoch, coefficients_.data(), &lr);
-  return lr;
+  return rules_.coefficients(t, steps_per_epoch, coefficients_.data());
 }
 
 // The kernels' view of a range. It is mutable for `step`; the other kernels only read it.
@@ -116,20 +51,20 @@ std::int64_t Optimizer<T>::step(const cpu::Kernels<T>& kernels, T* parameters, c
                                 std::int64_t offset, std::int64_t count) {
   cpu::OptimizerStep<T> step = range(parameters, offset, count, coefficients_.data());
   step.g = gradient;
-  return kernels.optimizer_step(description_.optimizer, step);
+  return kernels.optimizer_step(rules_.optimizer(), step);
 }
 
 template <class T>
 void Optimizer<T>::average(const cpu::Kernels<T>& kernels, const T* parameters, T* average,
                            double weight, std::int64_t offset, std::int64_t count) const {
-  if (!optimizer_looks_ahead(description_.optimizer)) {
+  if (!optimizer_looks_ahead(rules_.optimizer())) {
     kernels.average(average + offset, parameters + offset, weight, count);
     return;
   }
   alignas(64) T theta[kTile];
   for (std::int64_t done = 0; done < count; done += kTile) {
     const std::int64_t part = std::min(kTile, count - done);
-    kernels.optimizer_theta(description_.optimizer,
+    kernels.optimizer_theta(rules_.optimizer(),
                             range(parameters, offset + done, part, coefficients_.data()), theta);
     kernels.average(average + offset + done, theta, weight, part);
   }
@@ -139,10 +74,9 @@ template <class T>
 void Optimizer<T>::theta(const cpu::Kernels<T>& kernels, std::int64_t t, double steps_per_epoch,
                          const T* parameters, T* theta) const {
   std::vector<double> coefficients(coefficients_.size());
-  double lr = 0.0;
-  fill_coefficients(std::max<std::int64_t>(t, 1), steps_per_epoch, coefficients.data(), &lr);
-  kernels.optimizer_theta(description_.optimizer,
-                          range(parameters, 0, plan_->arena_size, coefficients.data()), theta);
+  rules_.coefficients(std::max<std::int64_t>(t, 1), steps_per_epoch, coefficients.data());
+  kernels.optimizer_theta(rules_.optimizer(), range(parameters, 0, size_, coefficients.data()),
+                          theta);
 }
 
 template class Optimizer<float>;

@@ -1,5 +1,5 @@
-// The optimizer of a model: slot arenas, parameter groups, averaging, and the fused step over any
-// range of the flat arena.
+// The optimizer of a model on the CPU: slot arenas, averaging, and the fused step over any range of
+// the flat arena.
 #pragma once
 
 #include <array>
@@ -9,9 +9,9 @@
 
 #include "core/arena.h"
 #include "cpu/kernels.h"
-#include "math/optimizers.h"
 #include "network/parameters.h"
 #include "network/plan.h"
+#include "training/optimizer_rules.h"
 
 namespace thalweg {
 
@@ -20,12 +20,10 @@ class Optimizer {
  public:
   Optimizer(const Plan& plan, const OptimizerDescription& description);
 
-  int slots() const { return optimizer_slots(description_.optimizer); }
+  int slots() const { return rules_.slots(); }
   T* slot(int index) { return slots_[index].data(); }
   const T* slot(int index) const { return slots_[index].data(); }
-  const OptimizerDescription& description() const { return description_; }
   void reset();
-  void copy_from(const Optimizer& other);
 
   // Coefficients of update t (from 1), for all groups; returns the learning rate of group 0.
   double prepare(std::int64_t t, double steps_per_epoch);
@@ -39,34 +37,22 @@ class Optimizer {
   void average(const cpu::Kernels<T>& kernels, const T* parameters, T* average, double weight,
                std::int64_t offset, std::int64_t count) const;
 
-  bool frozen(int tensor) const {
-    return frozen_[group_of_block_[plan_->tensors[tensor].offset / kGroupBlock]];
-  }
+  bool frozen(int tensor) const { return rules_.frozen(tensor); }
 
   // theta of the look-ahead methods after update t, from an arena of stored parameters.
   void theta(const cpu::Kernels<T>& kernels, std::int64_t t, double steps_per_epoch,
              const T* parameters, T* theta) const;
 
  private:
-  struct Group {
-    double lr_scale = 1.0;
-    std::optional<double> weight_decay;
-  };
   cpu::OptimizerStep<T> range(const T* parameters, std::int64_t offset, std::int64_t count,
                               const double* coefficients) const;
-  void fill_coefficients(std::int64_t t, double steps_per_epoch, double* coefficients,
-                         double* lr) const;
 
-  const Plan* plan_;
-  OptimizerDescription description_;
+  std::int64_t size_;  // of the arena
+  OptimizerRules rules_;
   std::array<Arena<T>, kMaxSlots> slots_;
   Arena<std::uint8_t> group_of_block_;
-  std::vector<Group> groups_;
   std::unique_ptr<bool[]> frozen_;
   std::vector<double> coefficients_;
 };
-
-// Shell pattern over a parameter name: * any run of characters, ? one character.
-bool matches(std::string_view pattern, std::string_view name);
 
 }  // namespace thalweg
