@@ -1,0 +1,128 @@
+// Values across the bus, and from one layout to the other.
+#include "network/cuda_parameters.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "cuda/arena_operations.h"
+
+namespace thalweg {
+namespace {
+
+constexpr const char* kOperation = "parameters";
+
+// f(first element in the flat form, first in the state, count) for each running vector.
+template <class F>
+void for_each_running_vector(const Plan& plan, F&& f) {
+  std::int64_t flat = 0;
+  for (const BatchNormState& norm : plan.states) {
+    for (const std::int64_t at : {norm.offset, norm.offset + norm.padded}) {
+      f(flat, at, norm.width);
+      flat += norm.width;
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void upload_flat(const Plan& plan, const CudaLayout& layout, const T* flat, T* arena,
+                 cudaStream_t stream) {
+  std::vector<T> host(static_cast<std::size_t>(layout.size), T(0));
+  layout.for_each_row(plan, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+    std::copy_n(flat + from, count, host.data() + to);
+  });
+  cuda::upload(host.data(), arena, layout.size, stream, kOperation);
+}
+
+template <class T>
+void download_flat(const Plan& plan, const CudaLayout& layout, const T* arena, T* flat,
+                   cudaStream_t stream) {
+  std::vector<T> host(static_cast<std::size_t>(layout.size));
+  cuda::download(arena, host.data(), layout.size, stream, kOperation);
+  layout.for_each_row(plan, [&](std::int64_t to, std::int64_t from, std::int64_t count) {
+    std::copy_n(host.data() + from, count, flat + to);
+  });
+}
+
+template <class T>
+CudaParameters<T>::CudaParameters(const Plan& plan, const CudaPrecision& precision_,
+                                  cudaStream_t stream)
+    : layout(plan),
+      precision(precision_),
+      values(layout.size, kOperation),
+      planes(layout.size * precision.planes(), kOperation),
+      state(plan.state_size, kOperation),
+      batches(static_cast<std::int64_t>(plan.states.size()), kOperation) {
+  std::vector<T> fresh(static_cast<std::size_t>(plan.state_size), T(0));
+  for (const BatchNormState& norm : plan.states)
+    std::fill_n(fresh.data() + norm.offset + norm.padded, norm.width, T(1));
+  cuda::upload(fresh.data(), state.data(), plan.state_size, stream, kOperation);
+}
+
+template <class T>
+cuda::Matrix<const T> CudaParameters<T>::weight(const Plan& plan, int tensor) const {
+  cuda::Matrix<const T> weight = layout.matrix<const T>(plan, tensor, values.data());
+  weight.plane_count = cuda::planes_of(precision.of(plan.tensors[tensor]));
+  if (weight.plane_count > 0) {
+    weight.planes = planes.data() + layout.tensors[tensor].offset;
+    weight.plane_stride = layout.size;
+  }
+  return weight;
+}
+
+template <class T>
+void CudaParameters<T>::set_flat(const Plan& plan, const T* flat, cudaStream_t stream) {
+  upload_flat(plan, layout, flat, values.data(), stream);
+  if constexpr (std::is_same_v<T, float>) {
+    if (precision.planes() > 0) {
+      cuda::split_planes(values.data(), layout.size, plane_arena(), stream);
+      cuda::check(cudaStreamSynchronize(stream), kOperation);
+    }
+  }
+}
+
+template <class T>
+void CudaParameters<T>::get_flat(const Plan& plan, T* flat, cudaStream_t stream) const {
+  download_flat<T>(plan, layout, values.data(), flat, stream);
+}
+
+template <class T>
+void CudaParameters<T>::set_state(const Plan& plan, const T* flat, cudaStream_t stream) {
+  std::vector<T> host(static_cast<std::size_t>(plan.state_size), T(0));
+  for_each_running_vector(plan, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+    std::copy_n(flat + from, count, host.data() + to);
+  });
+  cuda::upload(host.data(), state.data(), plan.state_size, stream, kOperation);
+}
+
+template <class T>
+void CudaParameters<T>::get_state(const Plan& plan, T* flat, cudaStream_t stream) const {
+  std::vector<T> host(static_cast<std::size_t>(plan.state_size));
+  cuda::download(state.data(), host.data(), plan.state_size, stream, kOperation);
+  for_each_running_vector(plan, [&](std::int64_t to, std::int64_t from, std::int64_t count) {
+    std::copy_n(host.data() + from, count, flat + to);
+  });
+}
+
+template <class T>
+void CudaParameters<T>::set_batches(const std::vector<std::int64_t>& counts, cudaStream_t stream) {
+  cuda::upload(counts.data(), batches.data(), batches.size(), stream, kOperation);
+}
+
+template <class T>
+std::vector<std::int64_t> CudaParameters<T>::get_batches(cudaStream_t stream) const {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(batches.size()));
+  cuda::download(batches.data(), counts.data(), batches.size(), stream, kOperation);
+  return counts;
+}
+
+#define TW_INSTANTIATE(T)                                                                  \
+  template void upload_flat(const Plan&, const CudaLayout&, const T*, T*, cudaStream_t);   \
+  template void download_flat(const Plan&, const CudaLayout&, const T*, T*, cudaStream_t); \
+  template struct CudaParameters<T>;
+TW_INSTANTIATE(float)
+TW_INSTANTIATE(double)
+#undef TW_INSTANTIATE
+
+}  // namespace thalweg
