@@ -141,7 +141,14 @@ def assert_gradient(gradient: Array, f: Callable[[Array], float], at: Array) -> 
 
 def check(layers: Layers, loss: str, training: bool) -> None:
     model, x, y, weight = setup(layers, loss, training)
-    objective = tw.Objective(model, x, y, sample_weight=weight, training=training)
+    objective = tw.Objective(
+        model,
+        x,
+        y,
+        sample_weight=weight,
+        statistics="batch" if training else "frozen",
+        dropout=training,
+    )
     theta = model.parameters
     assert_gradient(objective.grad(theta), objective.value, theta)
 

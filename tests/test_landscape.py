@@ -437,7 +437,7 @@ def test_worst_rise_at_a_minimum_is_that_of_the_top_eigenvector():
 
 def test_worst_rise_of_a_network_is_reached_and_not_exceeded():
     m = trained()[1]
-    objective = tw.Objective(m, X, Y, training=False)
+    objective = tw.Objective(m, X, Y, statistics="frozen")
     found = landscape.worst_rise(objective, 0.2)
     theta = m.parameters
     assert objective.value(theta + found.direction) - found.loss == pytest.approx(found.rise)

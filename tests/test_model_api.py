@@ -586,7 +586,7 @@ def test_evaluation_changes_nothing(data: Arrays) -> None:
     assert pickle.dumps(model) == before
     assert objective.value() == pytest.approx(model.loss_and_grad(*data)[0])
     np.testing.assert_array_equal(objective.grad(), model.loss_and_grad(*data)[1])
-    frozen = tw.Objective(model, *data, training=False)
+    frozen = tw.Objective(model, *data, statistics="frozen")
     assert frozen.value() == pytest.approx(model.evaluate(*data)["loss"], rel=1e-5)
 
 
@@ -977,6 +977,7 @@ def module_functions() -> dict[str, list[str]]:
     for prefix, owner in (
         ("", _core),
         ("Model.", _core.Model),
+        ("Objective.", _core.Objective),
         ("ops.", _core.ops),
         ("_testing.", _core._testing),
     ):

@@ -10,6 +10,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+import reference as ref
 import thalweg as tw
 from support import Array, case_model
 from thalweg import losses, nn, optim, schedules
@@ -315,6 +316,30 @@ def test_random_networks(training: bool, tmp_path: Path) -> None:
         theirs.append(networks.relative_error(case.flat(torch32), exact))
     assert np.quantile(ours, 0.99) <= 3.0 * np.quantile(theirs, 0.99)
     assert np.quantile(ours, 0.99) <= 3e-6
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_second_derivatives_of_random_networks(training: bool, tmp_path: Path) -> None:
+    """Products with the Hessian and with Gauss-Newton against PyTorch's double backward."""
+    for case in networks.random_cases(120, 60_000):
+        size = ref.Network(case.description).flatten(case.parameters).size
+        v = np.random.default_rng(case.seed).standard_normal(size) / math.sqrt(size)
+        objective = tw.Objective(
+            case_model(case, "float64", tmp_path),
+            case.x,
+            case.target,
+            sample_weight=case.sample_weight,
+            statistics="batch" if training else "frozen",
+            dropout=training,
+        )
+        hessian, gauss_newton, tangent = torch_network.products(case, training, v)
+        for found, expected in (
+            (objective.hvp(v), hessian),
+            (objective.ggnvp(v), gauss_newton),
+            (objective.jvp(v), tangent),
+        ):
+            error = np.linalg.norm(found - expected)
+            assert error <= TOLERANCE * max(float(np.linalg.norm(expected)), 1e-8), case.seed
 
 
 def test_state_dict_loads_by_name(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/bound_model.h"
+#include "bindings/data_arguments.h"
 #include "bindings/fit_values.h"
 #include "bindings/model_lock.h"
 #include "bindings/numpy_arrays.h"
 #include "bindings/python_call.h"
+#include "bindings/python_loss.h"
 
 namespace thalweg::bindings {
 namespace {
@@ -32,33 +34,6 @@ namespace {
 constexpr std::chrono::milliseconds kProgressEvery{100};
 
 // ---- arguments ----------------------------------------------------------------------------------
-
-// x, y and weights of one call; y and weights may be None.
-class DataArguments {
- public:
-  DataArguments(const char* operation, py::handle x, py::handle y, py::handle weights,
-                const std::string& prefix = "") {
-    import(x_, operation, prefix + "x", x);
-    import(y_, operation, prefix + "y", y);
-    import(weights_, operation, prefix + "sample_weight", weights);
-  }
-
-  Data data() const {
-    Data data;
-    if (x_) data.x = x_->view();
-    if (y_) data.y = y_->view();
-    if (weights_) data.weights = weights_->view();
-    return data;
-  }
-
- private:
-  static void import(std::optional<InputArray>& to, const char* operation, const std::string& name,
-                     py::handle object) {
-    if (!object.is_none()) to.emplace(object, operation, name);
-  }
-
-  std::optional<InputArray> x_, y_, weights_;
-};
 
 // A contiguous vector of exactly `size` elements of `dtype`.
 const void* flat_data(const py::array& values, DType dtype, std::int64_t size,
@@ -99,56 +74,6 @@ std::int64_t total_size(const std::vector<TensorInfo>& tensors) {
   for (const TensorInfo& tensor : tensors) size += tensor.size;
   return size;
 }
-
-// ---- losses written in Python -------------------------------------------------------------------
-
-// loss(prediction, target) -> (value, gradient) for one call; target rows are taken by index. A
-// call that writes passes its lock, and is paused while the function runs.
-class PythonLoss {
- public:
-  PythonLoss(PythonCall& call, py::object loss, py::object targets, ModelLock* writing = nullptr)
-      : call_(call), loss_(std::move(loss)), targets_(std::move(targets)), writing_(writing) {}
-
-  bool present() const { return !loss_.is_none(); }
-
-  double operator()(DType dtype, std::int64_t out_features, const void* outputs,
-                    const std::int64_t* row_index, std::int64_t rows, void* gradient) const {
-    std::optional<ModelLock::Pause> pause;
-    if (writing_) pause.emplace(*writing_);
-    double value = 0.0;
-    call_.with_gil([&] {
-      py::array prediction = new_array(dtype, {rows, out_features});
-      std::memcpy(prediction.mutable_data(), outputs,
-                  static_cast<std::size_t>(prediction.nbytes()));
-      const py::object target =
-          row_index ? targets_.attr("take")(py::array_t<std::int64_t>(rows, row_index), 0)
-                    : targets_;
-      const py::object result = loss_(prediction, target);
-      if (!py::isinstance<py::tuple>(result) || py::len(result) != 2) {
-        throw py::type_error("[loss] expected the loss function to return (value, gradient), got " +
-                             py::repr(py::type::of(result)).cast<std::string>());
-      }
-      const py::tuple pair(result);
-      value = py::float_(pair[0]).cast<double>();
-      const py::array computed =
-          py::module_::import("numpy").attr("ascontiguousarray")(pair[1], prediction.dtype());
-      if (computed.ndim() != 2 || computed.shape(0) != rows || computed.shape(1) != out_features) {
-        throw py::value_error(
-            concat("[loss] expected a gradient of the prediction's shape (", rows, ", ",
-                   out_features, "), got ", py::str(computed.attr("shape")).cast<std::string>(),
-                   "; the loss function returns (value, d value / d prediction)"));
-      }
-      std::memcpy(gradient, computed.data(), static_cast<std::size_t>(computed.nbytes()));
-    });
-    return value;
-  }
-
- private:
-  PythonCall& call_;
-  py::object loss_;
-  py::object targets_;
-  ModelLock* writing_;
-};
 
 // ---- the model ----------------------------------------------------------------------------------
 

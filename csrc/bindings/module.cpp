@@ -19,6 +19,7 @@ PYBIND11_MODULE(_core, module) {
   bind_tables(module);
   bind_descriptions(module);
   bind_model(module);
+  bind_objective(module);
   bind_population(module);
   bind_ops(module);
   bind_testing(module);

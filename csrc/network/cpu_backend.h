@@ -91,19 +91,22 @@ class CpuBackend {
   void tile_gradient(const UpdateTask& task, T* tile);
   const T* vector_gradient(const UpdateTask& task);
 
- private:
+ protected:
+  // Whether this thread computes what belongs at that place of an arena.
   bool owns(std::int64_t arena_offset) const;
-  T* workspace_vector(int tensor) {
-    return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
-  }
-  void sum_columns(const Panels<T>& dy, T* sums);
-  void store_vector(int tensor, bool accumulate, T* arena);
 
   const Plan& plan_;
   const Parameters<T>& parameters_;
   Workspace<T>& workspace_;
   const cpu::Kernels<T>& kernels_;
   Team& team_;
+
+ private:
+  T* workspace_vector(int tensor) {
+    return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
+  }
+  void sum_columns(const Panels<T>& dy, T* sums);
+  void store_vector(int tensor, bool accumulate, T* arena);
 };
 
 extern template class Executor<CpuBackend<float>>;

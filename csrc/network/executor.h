@@ -150,9 +150,9 @@ void Executor<Backend>::forward(const Pass& pass, const LossRequest* next) {
         backend_.activation(input(pass, node.input), backend_.value(node.output), node.activation);
         break;
       case NodeKind::kDropout:
-        if (pass.mode == Mode::kTraining)
+        if (pass.drops())
           backend_.dropout(pass, node, input(pass, node.input), backend_.value(node.output), false);
-        else if (pass.mode == Mode::kFrozen)
+        else if (pass.mode != Mode::kInference)
           backend_.copy(input(pass, node.input), backend_.value(node.output));
         break;
       case NodeKind::kAdd:
@@ -236,7 +236,7 @@ void Executor<Backend>::backward(const Pass& pass) {
         break;
       case NodeKind::kDropout:
         if (!wanted) break;
-        if (pass.mode == Mode::kTraining)
+        if (pass.drops())
           backend_.dropout(pass, node, dy, dx, node.accumulate_input);
         else
           pass_on(dy, dx, node.accumulate_input);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace thalweg {
 
@@ -18,6 +19,9 @@ struct Pass {
   std::int64_t first_row = 0;  // of this minibatch in the global one
   double total_weight = 0.0;   // sum of row weights, for weighted batch norm
   bool input_gradient = false;
+  std::optional<bool> dropout;  // when it is not what the mode says; never in inference
+
+  bool drops() const { return dropout.value_or(mode == Mode::kTraining); }
 };
 
 struct LossTotals {

@@ -25,15 +25,6 @@ CpuEngine<T>::CpuEngine(const Plan& plan, int threads)
 }
 
 template <class T>
-int CpuEngine<T>::threads_for(std::int64_t rows, double passes) const {
-  // A thread is worth waking for about 5 microseconds of work per phase.
-  constexpr double kFlopsPerPhase = 5e5;
-  const double flops = passes * plan_.flops_per_row * static_cast<double>(rows);
-  const double useful = flops / (kFlopsPerPhase * std::max(1, plan_.phases));
-  return static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads_)));
-}
-
-template <class T>
 const Parameters<T>& CpuEngine<T>::with_fresh_transposed() const {
   const std::lock_guard lock(transposed_mutex_);
   if (transposed_stale_) {

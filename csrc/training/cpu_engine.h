@@ -101,7 +101,9 @@ class CpuEngine final : public Engine<T> {
                           double scale) const;
 
   // cpu_engine.cpp
-  int threads_for(std::int64_t rows, double passes) const;
+  int threads_for(std::int64_t rows, double passes) const {
+    return thalweg::useful_threads(plan_, rows, passes, threads_);
+  }
   const Parameters<T>& with_fresh_transposed() const;
 
   const Plan& plan_;

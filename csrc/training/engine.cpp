@@ -13,6 +13,14 @@ std::unique_ptr<Engine<T>> make_engine(const std::string&, const Plan& plan, int
   return std::make_unique<CpuEngine<T>>(plan, threads);
 }
 
+int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threads) {
+  // A thread is worth waking for about 5 microseconds of work per phase.
+  constexpr double kFlopsPerPhase = 5e5;
+  const double flops = passes * plan.flops_per_row * static_cast<double>(rows);
+  const double useful = flops / (kFlopsPerPhase * std::max(1, plan.phases));
+  return static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads)));
+}
+
 double loss_scale(const Plan& plan, double weight) {
   switch (plan.description.loss.reduction) {
     case Reduction::kBatchMean:

@@ -146,6 +146,8 @@ std::unique_ptr<Engine<T>> make_engine(const std::string& device, const Plan& pl
 
 // ---- rules that every engine follows
 
+// Of `threads`, those that `passes` passes over that many rows make use of on the CPU.
+int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threads);
 // What multiplies sum(w loss) of rows with that total weight to give the reduced loss.
 double loss_scale(const Plan& plan, double weight);
 // Of the next update that enters the average; 0: none does.

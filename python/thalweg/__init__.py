@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         optim,
         schedules,
     )
-    from thalweg.model import History, Model, Objective
+    from thalweg.model import History, Model
+    from thalweg.objective import Objective
     from thalweg.population import Population, PopulationHistory
 
 __all__ = [
@@ -58,7 +59,7 @@ __all__ = [
     "schedules",
 ]
 
-_FROM_MODEL = ("History", "Model", "Objective")
+_FROM_MODEL = ("History", "Model")
 _FROM_POPULATION = ("Population", "PopulationHistory")
 _MODULES = (
     "callbacks",
@@ -79,6 +80,8 @@ def __getattr__(name: str) -> Any:
     """Submodules and classes on first use: importing the package stays fast."""
     if name in _FROM_MODEL:
         return getattr(importlib.import_module("thalweg.model"), name)
+    if name == "Objective":
+        return importlib.import_module("thalweg.objective").Objective
     if name in _FROM_POPULATION:
         return getattr(importlib.import_module("thalweg.population"), name)
     if name in _MODULES:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import tempfile
-import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     ArrayLike = npt.ArrayLike
     PathLike = str | os.PathLike[str]
 
-__all__ = ["History", "Model", "Objective"]
+__all__ = ["History", "Model"]
 
 _DEVICES = ("auto", "cpu", "cuda")
 _log = logging.getLogger("thalweg")
@@ -1001,68 +1000,6 @@ class Model:
         x, y, *weights = validation_data
         self._check_weights("fit", weights[0] if weights else None, None)
         return Data(x, y, weights[0] if weights else None)
-
-
-class Objective:
-    """The loss of a model on fixed data as a function of the parameters.
-
-    Evaluations never change the model or its batch-norm statistics, and use a private copy of it;
-    one objective may be used from many threads.
-
-    Parameters
-    ----------
-    model : Model
-    x : array ``[rows, in_features]``
-    y : array ``[rows]`` or ``[rows, out_features]``
-    sample_weight : array ``[rows]``, optional
-    training : bool, default True
-        Batch statistics and dropout; False: the evaluation network with frozen statistics.
-
-    Examples
-    --------
-    >>> model = Model(nn.Dense(1), 1, "squared_error", dtype="float64")
-    >>> objective = Objective(model, [[1.0], [2.0]], [2.0, 4.0])
-    >>> objective.value([2.0, 0.0]), objective.grad([2.0, 0.0])
-    (0.0, array([0., 0.]))
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        x: ArrayLike,
-        y: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        training: bool = True,
-    ) -> None:
-        self._model = _check.instance("Objective", "model", model, Model, "a thalweg.Model")
-        self._private = model.copy()
-        self._data = Data(x, y, sample_weight)
-        self._training = _check.flag("Objective", "training", training)
-        self._lock = threading.Lock()
-
-    def value(self, theta: ArrayLike | None = None) -> float:
-        """The loss at `theta`, a vector ``[num_parameters]``; None: at the model's parameters."""
-        return self._at(theta, gradient=False)[0]
-
-    def grad(self, theta: ArrayLike | None = None) -> Array:
-        """The gradient ``[num_parameters]`` at `theta`; None: at the model's parameters."""
-        return self.value_and_grad(theta)[1]
-
-    def value_and_grad(self, theta: ArrayLike | None = None) -> tuple[float, Array]:
-        """Loss and gradient at `theta`; None: at the model's parameters."""
-        value, gradient = self._at(theta, gradient=True)
-        return value, gradient
-
-    def _at(self, theta: ArrayLike | None, gradient: bool) -> tuple[float, Any]:
-        model, source = self._private, self._model
-        with self._lock:
-            model.set_parameters(source.parameters if theta is None else theta)
-            model._core.set_state(source._core.state(), source._core.batches_tracked())
-            metrics, flat, _ = model._gradients(
-                "Objective", self._data, self._training, gradient, False
-            )
-        return metrics["loss"], flat
 
 
 def _network(network: Any) -> nn.Sequential:

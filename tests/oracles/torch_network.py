@@ -138,3 +138,49 @@ def evaluate(
         dict(zip(run.parameters, values[1:], strict=True)),
         values[0],
     )
+
+
+def products(case: networks.Case, training: bool, v: Array) -> tuple[Array, Array, Array]:
+    """H v and J' L J v as flat vectors and J v [rows, out], in float64.
+
+    Jacobians times vectors come from differentiating vectors times Jacobians once more.
+    """
+    run = _Pass(case, training, torch.float64)
+    leaves = list(run.parameters.values())
+    directions, offset = [], 0
+    for leaf in leaves:
+        part = v[offset : offset + leaf.numel()].reshape(tuple(leaf.shape))
+        directions.append(torch.tensor(part))
+        offset += leaf.numel()
+
+    def flat(gradients: Any) -> Array:
+        parts = [
+            torch.zeros_like(a) if g is None else g for a, g in zip(leaves, gradients, strict=True)
+        ]
+        return torch.cat([part.reshape(-1) for part in parts]).detach().numpy()
+
+    def grad(y: Tensor, x: Any, weight: Tensor | None = None) -> Any:
+        if not y.requires_grad:
+            return [None] * len(x)
+        return torch.autograd.grad(
+            y, x, weight, create_graph=True, retain_graph=True, allow_unused=True
+        )
+
+    y = run.chain(ref.Network(case.description).nodes, torch.tensor(case.x))
+    loss = run.loss(y)
+    slope = sum(
+        (g * d).sum() for g, d in zip(grad(loss, leaves), directions, strict=True) if g is not None
+    )
+    hessian = flat(grad(slope, leaves) if isinstance(slope, Tensor) else [None] * len(leaves))
+
+    dummy = torch.zeros_like(y, requires_grad=True)
+    through = grad(y, leaves, dummy)
+    linear = sum((g * d).sum() for g, d in zip(through, directions, strict=True) if g is not None)
+    (tangent,) = grad(linear, [dummy])
+    tangent = tangent.detach()
+
+    outputs = y.detach().requires_grad_(True)
+    (first,) = grad(run.loss(outputs), [outputs])
+    (curved,) = grad((first * tangent).sum(), [outputs])
+    curved = torch.zeros_like(y) if curved is None else curved.detach()
+    return hessian, flat(grad(y, leaves, curved)), tangent.numpy()

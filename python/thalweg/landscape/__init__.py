@@ -27,6 +27,7 @@ from .diagnostics import (
     gradient_diagnostics,
 )
 from .margins import Margins, linear_margins, output_margins
+from .path_norm import path_norm, path_scales
 from .paths import (
     FunctionTrajectories,
     LinearPath,
@@ -74,6 +75,8 @@ __all__ = [
     "linear_margins",
     "linear_path",
     "output_margins",
+    "path_norm",
+    "path_scales",
     "permute_units",
     "plane",
     "principal_components",

@@ -11,7 +11,7 @@ from thalweg import _check
 from thalweg.errors import NonFiniteError
 from thalweg.landscape import _arguments
 from thalweg.landscape._result import NOT_JSON, Result
-from thalweg.model import Objective
+from thalweg.objective import Objective
 
 if TYPE_CHECKING:
     from thalweg.landscape._result import Array
@@ -88,7 +88,7 @@ def worst_rise(
     Parameters
     ----------
     objective : Objective
-        Fixes data, and batch statistics (`training=True`) or running ones.
+        Fixes the data, and batch statistics or frozen ones.
     radius : float, default 0.05
         Larger than 0.
     theta : array ``[num_parameters]``, optional
