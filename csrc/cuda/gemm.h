@@ -33,6 +33,14 @@ namespace thalweg::cuda {
 // 32 i + 31, the lowest bit first, zeros beyond the width.
 TW_HD constexpr std::int64_t sign_words(std::int64_t width) { return ceil_div(width, 32); }
 
+// Rows x columns of the result that a block of threads owns.
+enum class TileShape : int {
+  kAutomatic,
+  kLarge,   // 128 x 128; float only
+  kSmall,   // 64 x 64
+  kNarrow,  // forward: 128 x 16; weight gradient: 16 x 128
+};
+
 // The most outputs that dense_forward takes the loss of: one column of tiles.
 template <class T>
 inline constexpr std::int64_t kFusedClasses = sizeof(T) == 4 ? 128 : 64;
@@ -64,6 +72,8 @@ struct DenseForward {
   T* loss_bias_gradient = nullptr;  // [out] (+)= column sums of the loss's gradient
   bool accumulate_bias = false;
 
+  TileShape tile = TileShape::kAutomatic;
+
   Scratch scratch;
 };
 
@@ -86,6 +96,7 @@ struct DenseInputGradient {
   double otherwise = 0.0;
   T* bias_gradient = nullptr;  // [in] (+)= column sums of dX
   bool accumulate_bias = false;
+  TileShape tile = TileShape::kAutomatic;
   Scratch scratch;
 };
 
@@ -98,6 +109,8 @@ struct DenseWeightGradient {
   Matrix<T> dw;        // [out, in]
   bool accumulate = false;
   double* squares = nullptr;  // of the elements of dW, their sum
+  TileShape tile = TileShape::kAutomatic;
+  int parts = 0;  // of the batch; 0: automatic
   Scratch scratch;
 };
 
