@@ -625,7 +625,9 @@ def _one_cycle(s: Spec, k: int, _: int | None) -> float:
 SCHEDULES: dict[str, Callable[[Spec, int, int | None], float]] = {
     "constant": lambda s, k, _: float(s["value"]),
     "linear": _linear,
-    "robbins_monro": lambda s, k, _: float(s["start"] / (1.0 + k / s["k0"])),
+    "robbins_monro": lambda s, k, _: float(
+        s["start"] * np.exp(-s.get("power", 1.0) * np.log1p(k / s["k0"]))
+    ),
     "step": lambda s, k, _: float(s["start"] * s["factor"] ** (k // s["every"])),
     "cosine": lambda s, k, _: _cosine_between(
         s["start"], s.get("end", 0.0), min(k / s["steps"], 1.0)

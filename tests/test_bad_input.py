@@ -76,6 +76,7 @@ DESCRIPTIONS: list[tuple[Any, type[Exception], str]] = [
     (lambda: optim.Polyak(-1), ValueError, "start >= 0"),
     (lambda: schedules.Linear(0.1), ValueError, "exactly one of tau and tau_epochs"),
     (lambda: schedules.Linear(0.1, tau=1, tau_epochs=1), ValueError, "exactly one of"),
+    (lambda: schedules.RobbinsMonro(0.1, 5, -1), ValueError, r"power .* in \[0, 1\], got -1.0"),
     (lambda: schedules.Step(0.1, 0.5, 0), ValueError, "every >= 1"),
     (lambda: schedules.Cosine(0.1, 2.5), TypeError, "steps to be an integer"),
     (lambda: schedules.Warmup("linear", 5), TypeError, "then to be a number"),

@@ -96,7 +96,7 @@ def test_descriptions_survive_json_and_the_engine() -> None:
     [
         schedules.Constant(0.1),
         schedules.Linear(0.1, 0.01, tau=10),
-        schedules.RobbinsMonro(0.1, 5),
+        schedules.RobbinsMonro(0.1, 5, power=0.6),
         schedules.Step(0.1, 0.5, 3),
         schedules.Cosine(0.1, 10, 0.01),
         schedules.Warmup(0.1, 5),

@@ -433,7 +433,8 @@ def test_schedule_values() -> None:
     assert value(0, "linear", start=1.0, tau=4) == 1.0
     assert value(9, "linear", start=1.0, tau=4) == pytest.approx(0.01)
     assert value(20, "linear", start=1.0, end=0.0, tau_epochs=4) == 0.5
-    assert value(5, "robbins_monro", start=1.0, k0=5) == 0.5
+    assert value(5, "robbins_monro", start=1.0, k0=5) == pytest.approx(0.5)
+    assert value(8, "robbins_monro", start=3.0, k0=1, power=0.5) == pytest.approx(1.0)
     assert value(99, "cosine", start=1.0, end=0.1, steps=10) == pytest.approx(0.1)
     assert value(3, "nesterov_convex") == 0.5
     inner = {"schedule": "step", "start": 1.0, "factor": 0.1, "every": 2}

@@ -158,7 +158,7 @@ LR_SCHEDULE = {
     "linear": {"schedule": "linear", "start": 0.05, "end": 0.005, "tau": 15},
     "one_cycle": {"schedule": "one_cycle", "peak": 0.05, "steps": 25},
     "step": {"schedule": "step", "start": 0.05, "factor": 0.5, "every": 7},
-    "robbins_monro": {"schedule": "robbins_monro", "start": 0.05, "k0": 10.0},
+    "robbins_monro": {"schedule": "robbins_monro", "start": 0.05, "k0": 10.0, "power": 0.75},
 }
 GROUPS = [
     {"match": "layers.0.*", "lr_scale": 0.5},

@@ -458,6 +458,7 @@ Schedule parse_schedule(const Json& json, const std::string& path, const HyperPa
   } else if (schedule.type == "robbins_monro") {
     schedule.start = members.real("start", range);
     schedule.k0 = members.real("k0", kPositive);
+    schedule.power = members.real("power", schedule.power, kFraction);
   } else if (schedule.type == "step") {
     schedule.start = members.real("start", range);
     schedule.factor = members.real("factor", Bounds{0.0, row.highest < 1.0 ? 1.0 : 1e6});
@@ -494,6 +495,7 @@ Json schedule_json(const Schedule& schedule) {
   } else if (schedule.type == "robbins_monro") {
     out.push_back({"start", schedule.start});
     out.push_back({"k0", schedule.k0});
+    out.push_back({"power", schedule.power});
   } else if (schedule.type == "step") {
     out.push_back({"start", schedule.start});
     out.push_back({"factor", schedule.factor});

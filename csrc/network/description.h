@@ -72,7 +72,7 @@ struct Schedule {
   double start = 0.0, end = 0.0;     // linear, robbins_monro, step, cosine
   std::optional<double> tau;         // linear, in updates
   std::optional<double> tau_epochs;  // linear, in epochs
-  double k0 = 1.0;                   // robbins_monro
+  double k0 = 1.0, power = 1.0;      // robbins_monro
   double factor = 1.0;               // step
   std::int64_t every = 1;            // step
   std::int64_t steps = 1;            // cosine, warmup, one_cycle

@@ -41,7 +41,7 @@ double evaluate(const Schedule& s, std::int64_t updates, double steps_per_epoch)
   const double steps = static_cast<double>(s.steps);
   if (s.type == "constant") return s.value;
   if (s.type == "linear") return linear(s, k, steps_per_epoch);
-  if (s.type == "robbins_monro") return s.start / (1.0 + k / s.k0);
+  if (s.type == "robbins_monro") return s.start / std::pow(1.0 + k / s.k0, s.power);
   if (s.type == "step") return s.start * std::pow(s.factor, static_cast<double>(updates / s.every));
   if (s.type == "cosine") return half_cosine(s.start, s.end, std::min(k / steps, 1.0));
   if (s.type == "warmup") {

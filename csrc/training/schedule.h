@@ -2,7 +2,7 @@
 //
 //   constant         value
 //   linear           (1 - a) start + a end, a = min(k / tau, 1)
-//   robbins_monro    start / (1 + k / k0)                                  (Robbins, Monro 1951)
+//   robbins_monro    start / (1 + k / k0)^power                            (Robbins, Monro 1951)
 //   step             start factor^floor(k / every)
 //   cosine           end + (start - end) (1 + cos(pi min(k / steps, 1))) / 2 (Loshchilov, Hutter
 //   2017) warmup           then(0) (k + 1) / steps for k < steps, then(k - steps) from there

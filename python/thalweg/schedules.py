@@ -132,23 +132,27 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class RobbinsMonro(Schedule):
-    """start / (1 + k/k0) (Robbins and Monro 1951).
+    """start / (1 + k/k0)^power (Robbins and Monro 1951).
 
     Parameters
     ----------
     start : float
         Value at k = 0.
     k0 : float
-        Updates after which the value is halved.
+        Updates after which the value is divided by 2^power.
+    power : float, default 1.0
+        In [0, 1]. Above 1/2 the squares are summable; 1/2 is for averages on convex functions.
     """
 
     start: float
     k0: float
+    power: float = 1.0
     type: ClassVar[str] = "robbins_monro"
 
     def __post_init__(self) -> None:
         self._check_reals("start")
         self._check_reals("k0", lowest=1e-12)
+        self._set("power", _check.real("RobbinsMonro", "power", self.power, 0.0, 1.0))
 
 
 @dataclass(frozen=True)

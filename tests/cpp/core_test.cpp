@@ -749,6 +749,7 @@ void test_schedule() {
       {R"({"schedule":"linear","start":0.1,"tau":10})", 99, 0.001},
       {R"({"schedule":"linear","start":0.1,"end":0.2,"tau_epochs":2})", 4, 0.15},
       {R"({"schedule":"robbins_monro","start":0.5,"k0":100})", 100, 0.25},
+      {R"({"schedule":"robbins_monro","start":0.6,"k0":1,"power":0.5})", 8, 0.2},
       {R"({"schedule":"step","start":1,"factor":0.5,"every":4})", 3, 1.0},
       {R"({"schedule":"step","start":1,"factor":0.5,"every":4})", 9, 0.25},
       {R"({"schedule":"cosine","start":1,"end":0.5,"steps":4})", 0, 1.0},

@@ -356,13 +356,17 @@ struct Linear {
         .number("tau_epochs", tau_epochs);
   }
 };
-// start / (1 + k / k0)
+// start / (1 + k / k0)^power
 struct RobbinsMonro {
   using Category = detail::ScheduleCategory;
   double start;
   double k0;
+  double power = 1.0;
   std::string json() const {
-    return detail::scheduled("robbins_monro").number("start", start).number("k0", k0);
+    return detail::scheduled("robbins_monro")
+        .number("start", start)
+        .number("k0", k0)
+        .number("power", power);
   }
 };
 // start * factor^floor(k / every)
