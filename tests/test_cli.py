@@ -398,6 +398,10 @@ def test_reproduce(run, tmp_path):
         assert word in output
     assert len(json.loads((tmp_path / "reproduce" / "results.json").read_text())) == 2
     assert "e31" in run("reproduce", "--list").out
+    output = run("reproduce", "e15", "--seeds", "2", "--output", "seeds").out
+    assert "seed 0" in output and "seed 1000" in output
+    row = json.loads((tmp_path / "seeds" / "results.json").read_text())[0]
+    assert [entry["verdict"] for entry in row["seeds"].values()] == ["pass", "pass"]
 
 
 def test_version_and_help(run):

@@ -146,5 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output", default="reproduce", metavar="DIR", help="folder (default: %(default)s)"
     )
     reproduce.add_argument("--seed", type=integer, default=0, metavar="N")
+    reproduce.add_argument(
+        "--seeds",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="repeat with N seeds, 1000 apart; an experiment passes when it does with each",
+    )
     reproduce.add_argument("--threads", type=positive_integer, metavar="N")
     return parser

@@ -5,12 +5,16 @@ from __future__ import annotations
 import textwrap
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from thalweg.experiments import CORE, Context, Experiment
-from thalweg.experiments.report import Row, has_figures, write
+from thalweg.experiments.report import Row, has_figures, verdict, write
 
 from .console import UserError, fields, note, table
+
+# Experiments over several seeds take consecutive ones.
+_SEED_STRIDE = 1000
 
 
 def run(options: Namespace) -> int:
@@ -22,14 +26,15 @@ def run(options: Namespace) -> int:
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     context = Context(seed=options.seed, threads=options.threads)
+    seeds = [options.seed + _SEED_STRIDE * i for i in range(options.seeds)]
     rows: list[Row] = []
     started = time.perf_counter()
     for experiment in chosen:
         at = time.perf_counter()
-        row = Row(experiment, experiment.run(context), 0.0)
-        row = Row(experiment, row.outcome, time.perf_counter() - at)
-        rows.append(row)
-        print(_shown(row), flush=True)
+        outcomes = [experiment.run(replace(context, seed=seed)) for seed in seeds]
+        seconds = (time.perf_counter() - at) / len(seeds)
+        rows.append(Row(experiment, outcomes[0], seconds, dict(zip(seeds, outcomes, strict=True))))
+        print(_shown(rows[-1]), flush=True)
     files = write(folder, rows, context)
     if not has_figures():
         note("matplotlib is not installed: the page has no figures")
@@ -61,6 +66,11 @@ def _shown(row: Row) -> str:
         ("threshold", experiment.threshold),
         ("verdict", f"{row.verdict.upper()}  ({row.seconds:.1f} s)"),
     ]
+    if len(row.seeds) > 1:
+        rows[1:2] = [
+            (f"seed {seed}", f"{verdict(outcome)}: {outcome.measured}")
+            for seed, outcome in row.seeds.items()
+        ]
     lines = fields(rows).split("\n")
     wrapped = [
         textwrap.fill(line, 100, subsequent_indent=" " * 11, break_on_hyphens=False)

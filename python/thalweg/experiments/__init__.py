@@ -6,9 +6,10 @@ returns what it measured with a verdict.
 Examples
 --------
 >>> from thalweg.experiments import CORE, Context
->>> [experiment.id for experiment in CORE]
-['e2', 'e14', 'e15', 'e18', 'e20', 'e25', 'e30', 'e31']
->>> CORE[2].run(Context()).passed
+>>> chain = next(experiment for experiment in CORE if experiment.id == "e15")
+>>> chain.title
+'Batch normalization tames a product of weights'
+>>> chain.run(Context()).passed
 True
 """
 
@@ -17,8 +18,13 @@ from __future__ import annotations
 from . import (
     architectures,
     batch_norm_steps,
+    clipping,
     gradient_error,
+    gradient_norm,
     learning_rate,
+    linear_dynamics,
+    linear_paths,
+    margin_growth,
     optimizers,
     over_capacity,
     product_chain,
@@ -28,11 +34,16 @@ from .base import Context, Experiment, Outcome
 
 CORE: tuple[Experiment, ...] = (
     over_capacity.EXPERIMENT,
+    margin_growth.EXPERIMENT,
+    linear_paths.EXPERIMENT,
     batch_norm_steps.EXPERIMENT,
     product_chain.EXPERIMENT,
     gradient_error.EXPERIMENT,
     learning_rate.EXPERIMENT,
+    gradient_norm.EXPERIMENT,
+    linear_dynamics.EXPERIMENT,
     shuffling.EXPERIMENT,
+    clipping.EXPERIMENT,
     optimizers.EXPERIMENT,
     architectures.EXPERIMENT,
 )

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,36 @@ img { max-width: 100%; border-radius: 4px; }
 """
 
 
+def verdict(outcome: Outcome) -> str:
+    """`pass`, `fail`, or `report` for experiments that gate nothing."""
+    return {True: "pass", False: "fail", None: "report"}[outcome.passed]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One finished experiment."""
+    """One finished experiment.
+
+    Attributes
+    ----------
+    experiment : Experiment
+    outcome : Outcome
+        With the first seed: the one that is drawn.
+    seconds : float
+        Per seed.
+    seeds : dict of Outcome by seed
+        Where it was repeated.
+    """
 
     experiment: Experiment
     outcome: Outcome
     seconds: float
+    seeds: dict[int, Outcome] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
-        """`pass`, `fail`, or `report` for experiments that gate nothing."""
-        return {True: "pass", False: "fail", None: "report"}[self.outcome.passed]
+        """The worst over the seeds."""
+        found = [verdict(outcome) for outcome in (self.outcome, *self.seeds.values())]
+        return "fail" if "fail" in found else found[0]
 
 
 def write(folder: Path, rows: Sequence[Row], context: Context) -> list[Path]:
@@ -87,11 +105,15 @@ def _json_row(row: Row, context: Context) -> dict[str, Any]:
         "measured": row.outcome.measured,
         "values": row.outcome.values,
         "threshold": experiment.threshold,
-        "pass": row.outcome.passed,
+        "pass": {"pass": True, "fail": False, "report": None}[row.verdict],
         "verdict": row.verdict,
         "seconds": round(row.seconds, 3),
         "version": thalweg.__version__,
         "commit": _commit(),
+        "seeds": {
+            str(seed): {"verdict": verdict(outcome), "measured": outcome.measured}
+            for seed, outcome in row.seeds.items()
+        },
     }
 
 
@@ -152,8 +174,15 @@ def _section(row: Row) -> str:
         f'<h2 id="{experiment.id}">{experiment.id}: {html.escape(experiment.title)}</h2>'
         f"<p>{html.escape(experiment.claim)}</p><dl>{listed}<dt>verdict</dt>"
         f'<dd class="verdict {row.verdict}">{row.verdict}</dd></dl>'
-        f"{_table(outcome.table)}{_figure(row)}"
+        f"{_table(_seeds(row))}{_table(outcome.table)}{_figure(row)}"
     )
+
+
+def _seeds(row: Row) -> list[tuple[str, ...]]:
+    if len(row.seeds) < 2:
+        return []
+    found = [(str(seed), o.measured, verdict(o)) for seed, o in row.seeds.items()]
+    return [("seed", "measured", "verdict"), *found]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
