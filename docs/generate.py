@@ -115,6 +115,23 @@ def _optimizers() -> str:
     return _rows(["name", "Python", "hyper-parameters and defaults", "state", "stores"], rows)
 
 
+def _methods() -> str:
+    rows = []
+    for name, cls in optim._METHODS.items():
+        entry = _core.methods()[name]
+        needs = "curvature" if entry["needs_curvature"] else "value, gradient"
+        if entry["needs_path_scales"]:
+            needs = "gradient, path sums"
+        cells = []
+        for key, row in entry["parameters"].items():
+            value = row["choices"][int(row["default"])] if row["choices"] else row["default"]
+            if row["kind"] in ("flag", "integer"):
+                value = (bool if row["kind"] == "flag" else int)(value)
+            cells.append(f"`{key}={_number(value) if type(value) is float else repr(value)}`")
+        rows.append([f"`{name}`", f"`optim.{cls.__name__}`", ", ".join(cells) or "none", needs])
+    return _rows(["name", "Python", "parameters and defaults", "needs"], rows)
+
+
 def _simple(module: ModuleType) -> str:
     rows = [
         [f"`{name}`", _call(module, cls), _summary(cls)] for name, cls in _described(module).items()
@@ -128,6 +145,7 @@ def tables() -> dict[str, str]:
         "activations": _activations(),
         "losses": _losses(),
         "optimizers": _optimizers(),
+        "methods": _methods(),
         "initializers": _simple(init),
         "schedules": _simple(schedules),
     }
@@ -161,7 +179,8 @@ def list_problems() -> Iterator[str]:
                     yield f"{module.__name__}.{cls.__name__}: {key} differs from the engine's"
     prose = _MARK.sub("", METHODS.read_text(encoding="utf-8"))
     for module in (nn, losses, optim, init, schedules):
-        for cls in _described(module).values():
+        methods = optim._METHODS if module is optim else {}
+        for cls in (*_described(module).values(), *methods.values()):
             if not re.search(rf"(^### .*\b{cls.__name__}\b|\*\*{cls.__name__}\*\*)", prose, re.M):
                 yield f"docs/methods.md: nothing about {module.__name__}.{cls.__name__}"
 

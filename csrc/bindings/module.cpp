@@ -21,6 +21,7 @@ PYBIND11_MODULE(_core, module) {
   bind_model(module);
   bind_objective(module);
   bind_population(module);
+  bind_minimize(module);
   bind_ops(module);
   bind_testing(module);
 }

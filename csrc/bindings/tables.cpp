@@ -1,11 +1,13 @@
 // The lists of math/ as Python dictionaries: names, parameters, defaults and ranges. The Python
 // descriptions and the tests check themselves against them.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
 #include "math/activations.h"
 #include "math/losses.h"
 #include "math/optimizers.h"
+#include "minimize/method.h"
 
 namespace thalweg::bindings {
 namespace {
@@ -94,12 +96,38 @@ py::dict optimizers() {
   return table;
 }
 
+const char* kind_name(minimize::ParameterKind kind) {
+  constexpr const char* kNames[] = {"real", "integer", "flag", "choice"};
+  return kNames[static_cast<int>(kind)];
+}
+
+py::dict methods() {
+  py::dict table;
+  for (const minimize::MethodInfo& info : minimize::methods()) {
+    py::dict rows;
+    for (const minimize::MethodParameter& row : info.parameters) {
+      py::dict entry = hyper_row(row.default_value, row.lowest, row.highest, kind_name(row.kind));
+      entry["choices"] = row.choices;
+      rows[py::str(row.name.data(), row.name.size())] = entry;
+    }
+    py::dict entry;
+    entry["parameters"] = rows;
+    entry["elementwise"] = info.elementwise;
+    entry["needs_curvature"] = info.needs_curvature;
+    entry["needs_path_scales"] = info.needs_path_scales;
+    table[py::str(info.name.data(), info.name.size())] = entry;
+  }
+  return table;
+}
+
 }  // namespace
 
 void bind_tables(py::module_& module) {
   module.def("activations", &activations, "Activations by name, in list order.");
   module.def("losses", &losses, "Elementwise losses by name, in list order.");
   module.def("optimizers", &optimizers, "Optimizers by name, in list order.");
+  module.def("methods", &methods,
+             "Minimization methods by name, in list order; elementwise optimizers come last.");
 }
 
 }  // namespace thalweg::bindings

@@ -53,6 +53,10 @@ class Function {
     throw InternalError("[minimize] the function has no path scales");
   }
 
+  // Rounding error of a value, relative to its magnitude: smaller differences say nothing. For a
+  // function that computes in float32, a few times 2^-24.
+  virtual double relative_noise() const { return 0x1p-50; }
+
   // Asked between evaluations; true stops the method with Interrupted, its last iterate kept.
   virtual bool interrupted() { return false; }
 

@@ -12,6 +12,7 @@
 #include "math/activations.h"
 #include "math/losses.h"
 #include "math/optimizers.h"
+#include "minimize/method.h"
 
 namespace thalweg {
 namespace {
@@ -591,6 +592,45 @@ Json optimizer_json(const OptimizerDescription& optimizer) {
   return out;
 }
 
+// ---- Methods
+
+using minimize::MethodInfo;
+using minimize::MethodParameter;
+using minimize::ParameterKind;
+
+HyperValue parse_parameter_of(Members& members, const MethodParameter& row) {
+  const std::string name(row.name);
+  switch (row.kind) {
+    case ParameterKind::kFlag:
+      return {members.boolean(name, row.default_value != 0.0) ? 1.0 : 0.0, std::nullopt};
+    case ParameterKind::kChoice:
+      return {static_cast<double>(members.choice(name, {row.choices.begin(), row.choices.end()},
+                                                 static_cast<std::size_t>(row.default_value))),
+              std::nullopt};
+    case ParameterKind::kInteger:
+      return {static_cast<double>(members.integer(
+                  name, static_cast<std::int64_t>(row.default_value),
+                  static_cast<std::int64_t>(row.lowest), static_cast<std::int64_t>(row.highest))),
+              std::nullopt};
+    case ParameterKind::kReal:
+      break;
+  }
+  return parse_hyper(members,
+                     {name.c_str(), row.default_value, row.lowest, row.highest, HyperKind::real});
+}
+
+MethodDescription parse_method(const Json& json) {
+  Members members(json, "method");
+  std::vector<std::string> names;
+  for (const MethodInfo& info : minimize::methods()) names.emplace_back(info.name);
+  MethodDescription method;
+  method.method = static_cast<int>(members.choice("type", names));
+  for (const MethodParameter& row : minimize::methods()[method.method].parameters)
+    method.values.push_back(parse_parameter_of(members, row));
+  members.finish();
+  return method;
+}
+
 // ---- Averaging
 
 Averaging parse_averaging(const Json& json) {
@@ -648,6 +688,8 @@ Description parse_description(std::string_view json) {
   members.finish();
   return description;
 }
+
+MethodDescription parse_method(std::string_view json) { return parse_method(Json::parse(json)); }
 
 std::string to_json(const Description& description) {
   Json::Object out;

@@ -99,6 +99,13 @@ struct OptimizerDescription {
   std::vector<ParameterGroup> groups;
 };
 
+// A method of minimize/ that sees the objective itself, not one element of a gradient.
+struct MethodDescription {
+  int method = 0;                  // position in minimize::methods()
+  std::vector<HyperValue> values;  // in the order of the method's table; flags are 0 or 1, choices
+                                   // positions
+};
+
 struct Averaging {
   enum class Kind { kNone, kPolyak, kEma };
   Kind kind = Kind::kNone;
@@ -131,6 +138,8 @@ struct Description {
 // ValueError names the path of what is wrong ("[description] layers[2].units: expected ...").
 // Unknown keys are errors; missing optional keys take the defaults.
 TW_INTERNAL_API Description parse_description(std::string_view json);
+// A method alone, elementwise optimizers included: {"type": "lbfgs", "history": 20}.
+TW_INTERNAL_API MethodDescription parse_method(std::string_view json);
 // Canonical text: all keys, fixed order, shortest round-trip numbers; parse(to_json(d)) == d.
 TW_INTERNAL_API std::string to_json(const Description& description);
 

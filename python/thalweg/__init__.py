@@ -1,7 +1,8 @@
 """thalweg trains dense networks at the speed of the hardware.
 
 Layers, losses and optimizers are descriptions (`thalweg.nn`, `thalweg.losses`, `thalweg.optim`)
-that `Model` compiles for the CPU; `thalweg.ops` has the single operations.
+that `Model` compiles for the CPU; `thalweg.ops` has the single operations, and `minimize` runs the
+methods of `thalweg.optim` on any function.
 
 Examples
 --------
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         optim,
         schedules,
     )
+    from thalweg._minimize import MinimizeProgress, MinimizeResult, minimize
     from thalweg.model import History, Model
     from thalweg.objective import Objective
     from thalweg.population import Population, PopulationHistory
@@ -40,6 +42,8 @@ __all__ = [
     "CheckpointError",
     "DeviceError",
     "History",
+    "MinimizeProgress",
+    "MinimizeResult",
     "Model",
     "NonFiniteError",
     "Objective",
@@ -53,12 +57,14 @@ __all__ = [
     "init",
     "landscape",
     "losses",
+    "minimize",
     "nn",
     "ops",
     "optim",
     "schedules",
 ]
 
+_FROM_MINIMIZE = ("MinimizeProgress", "MinimizeResult", "minimize")
 _FROM_MODEL = ("History", "Model")
 _FROM_POPULATION = ("Population", "PopulationHistory")
 _MODULES = (
@@ -78,6 +84,8 @@ _MODULES = (
 
 def __getattr__(name: str) -> Any:
     """Submodules and classes on first use: importing the package stays fast."""
+    if name in _FROM_MINIMIZE:
+        return getattr(importlib.import_module("thalweg._minimize"), name)
     if name in _FROM_MODEL:
         return getattr(importlib.import_module("thalweg.model"), name)
     if name == "Objective":

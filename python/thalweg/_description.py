@@ -88,6 +88,12 @@ def optimizer_table() -> dict[str, Any]:
     return _core.optimizers()
 
 
+@functools.cache
+def method_table() -> dict[str, Any]:
+    """Minimization methods of the engine by name."""
+    return _core.methods()
+
+
 def check_parameters(description: Description, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Check the fields of `description` that an engine table lists, and store them converted."""
     where = type(description).__name__
@@ -95,6 +101,13 @@ def check_parameters(description: Description, rows: Mapping[str, Mapping[str, A
         value = getattr(description, name)
         if row["kind"] == "flag":
             description._set(name, _check.flag(where, name, value))
+        elif row["kind"] == "choice":
+            description._set(name, _check.choice(where, name, value, row["choices"]))
+        elif row["kind"] == "integer":
+            count = _check.integer(where, name, value, int(row["lowest"]))
+            if count > row["highest"]:
+                raise ValueError(f"[{where}] expected {name} <= {row['highest']:g}, got {count}")
+            description._set(name, count)
         else:
             number = _check.real(where, name, value, row["lowest"], row["highest"])
             description._set(name, number)
