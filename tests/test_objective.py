@@ -483,6 +483,17 @@ def test_losses_in_python_have_a_gradient_only() -> None:
         tw.Objective(failed, x, y).value()
 
 
+def test_a_call_inside_a_call_is_refused() -> None:
+    def curious(prediction: Array, target: Array) -> tuple[float, Array]:
+        return objective.value(), np.zeros_like(prediction)
+
+    model, x, y = small(loss=curious)
+    objective = tw.Objective(model, x, y)
+    with pytest.raises(RuntimeError, match="not in the middle of a call"):
+        objective.value()
+    assert objective.jvp(np.zeros(model.num_parameters)).shape == (len(x), 2)
+
+
 def test_non_finite_products_name_the_layer() -> None:
     model, x, y = small([nn.Dense(4), nn.Softplus(), nn.Dense(2)], loss="squared_error")
     v = np.ones(model.num_parameters)

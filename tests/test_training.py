@@ -952,7 +952,7 @@ def test_evaluate_and_its_metrics() -> None:
 def test_the_objective_is_pure() -> None:
     x, y, w = data()
     model = model_of(describe())
-    objective = tw.Objective(model, x, y, sample_weight=w)
+    objective = tw.Objective(model, x, y, sample_weight=w, dropout=True)
     before = snapshot(model)
     theta = model.parameters + 0.1
     value, gradient = objective.value_and_grad(theta)

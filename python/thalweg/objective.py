@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,8 +61,9 @@ class Objective:
 
     Notes
     -----
-    One objective may be used from many threads; calls wait for each other. They release the GIL,
-    and Ctrl-C ends them.
+    x, y and sample_weight are borrowed, not copied: do not change them while the objective is in
+    use. It may be used from many threads; calls wait for each other, release the GIL, and end with
+    Ctrl-C.
 
     Examples
     --------
@@ -105,6 +108,7 @@ class Objective:
             targets=targets,
         )
         self._lock = threading.Lock()
+        self._thread: int | None = None  # that is inside a call
 
     @property
     def model(self) -> Model:
@@ -146,7 +150,7 @@ class Objective:
         float
         """
         at = self._point("value", theta)
-        with self._lock:
+        with self._alone("value"):
             return self._core.value(at)
 
     def grad(self, theta: ArrayLike | None = None) -> Array:
@@ -175,7 +179,7 @@ class Objective:
         gradient : array ``[num_parameters]``
         """
         at = self._point("value_and_grad", theta)
-        with self._lock:
+        with self._alone("value_and_grad"):
             return self._core.value_and_gradient(at)
 
     # ---- second derivatives ----------------------------------------------------------------------
@@ -257,7 +261,7 @@ class Objective:
             For more than 16,384 parameters, and as `hvp`.
         """
         at = self._point("hessian", theta)
-        with self._lock:
+        with self._alone("hessian"):
             return self._core.hessian(at)
 
     # ---- first derivatives of the outputs --------------------------------------------------------
@@ -275,7 +279,7 @@ class Objective:
         array ``[rows, out_features]``
         """
         direction, at = self._vector("jvp", v), self._point("jvp", theta)
-        with self._lock:
+        with self._alone("jvp"):
             return self._core.jacobian_product(direction, at)
 
     def vjp(self, u: ArrayLike, theta: ArrayLike | None = None) -> Array:
@@ -293,7 +297,7 @@ class Objective:
         shape = (self.rows, self._model.out_features)
         slopes = self._model._values("vjp", "u", u, shape)
         at = self._point("vjp", theta)
-        with self._lock:
+        with self._alone("vjp"):
             return self._core.jacobian_transposed_product(_finite("vjp", "u", slopes), at)
 
     # ---- single rows -----------------------------------------------------------------------------
@@ -326,7 +330,7 @@ class Objective:
         first = _check.integer("per_example_grads", "rows[0]", first, 0)
         end = _check.integer("per_example_grads", "rows[1]", end, first)
         at = self._point("per_example_grads", theta)
-        with self._lock:
+        with self._alone("per_example_grads"):
             return self._core.example_gradients(first, end - first, at)
 
     def per_example_grad_norms(self, theta: ArrayLike | None = None) -> Array:
@@ -346,14 +350,29 @@ class Objective:
             As `per_example_grads`.
         """
         at = self._point("per_example_grad_norms", theta)
-        with self._lock:
+        with self._alone("per_example_grad_norms"):
             return self._core.example_gradient_norms(at)
 
     # ---- arguments -------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _alone(self, where: str) -> Iterator[None]:
+        """One call at a time; a thread must not wait for itself."""
+        if self._thread == threading.get_ident():
+            raise RuntimeError(
+                f"[{where}] expected an objective that is not in the middle of a call, got one "
+                "that this thread is evaluating; a loss function or signal handler must not use it"
+            )
+        with self._lock:
+            self._thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._thread = None
+
     def _product(self, kind: str, v: ArrayLike, theta: ArrayLike | None) -> Array:
         direction, at = self._vector(kind, v), self._point(kind, theta)
-        with self._lock:
+        with self._alone(kind):
             return self._core.product(kind, direction, at)
 
     def _point(self, where: str, theta: ArrayLike | None) -> Array | None:
