@@ -6,13 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import thalweg._core
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+# The device of every model whose test is not about a device.
+DEVICE = os.environ.get("THALWEG_DEVICE", "cpu")
+# Kernels run on the processor, ten to a thousand times as slowly as on a GPU.
+EMULATED = DEVICE == "cuda" and "emulator" in thalweg._core.information()["cuda_report"]
+# On a machine that is there for its GPU, a test that misses it fails.
+GPU_REQUIRED = os.environ.get("THALWEG_REQUIRE_GPU") == "1"
 
 settings.register_profile(
     "thalweg",
@@ -23,13 +31,29 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("thalweg")
+settings.register_profile("emulated", settings.get_profile("thalweg"), max_examples=10)
+settings.load_profile("emulated" if EMULATED else "thalweg")
 
 
-@pytest.fixture(scope="session")
-def device() -> str:
-    """Device under test: THALWEG_TEST_DEVICE, default "cpu"."""
-    return os.environ.get("THALWEG_TEST_DEVICE", "cpu")
+def scaled(count: int, least: int = 1) -> int:
+    """`count` repetitions of something, or a tenth of them where kernels are emulated."""
+    return max(least, count // 10) if EMULATED else count
+
+
+def pytest_sessionstart() -> None:
+    if GPU_REQUIRED and (EMULATED or not thalweg._core.information()["cuda_available"]):
+        reason = "kernels are emulated" if EMULATED else thalweg._core.information()["why_not_cuda"]
+        pytest.exit(f"THALWEG_REQUIRE_GPU=1, but there is no usable GPU: {reason}", returncode=1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if GPU_REQUIRED and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if "GPU" in reason or "CUDA" in reason or "nvcc" in reason:
+            report.outcome, report.longrepr = "failed", f"THALWEG_REQUIRE_GPU=1, but {reason}"
+    return report
 
 
 @pytest.fixture
@@ -41,8 +65,6 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def package_dir() -> Path:
     """Folder of the compiled package; in an editable install it is not the source folder."""
-    import thalweg._core
-
     return Path(thalweg._core.__file__).resolve().parent
 
 

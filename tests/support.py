@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from thalweg import _core, nn, optim
 
 Array = npt.NDArray[Any]
@@ -34,7 +35,7 @@ def model_of(
         clip_norm=d.get("clip_norm"),
         check_finite=d.get("check_finite", "loss"),
         matmul_precision=d.get("matmul_precision", "highest"),
-        **{"device": "cpu", **options},
+        **{"device": DEVICE, **options},
     )
 
 
@@ -55,7 +56,7 @@ def at_step(model: tw.Model, step: int, folder: Path) -> tw.Model:
     counters = {"steps": step, "updates": step}
     metadata["training"] = json.dumps({**json.loads(metadata["training"]), **counters})
     _core._testing.write_checkpoint(path, metadata, tensors)
-    return tw.Model.load(path, device="cpu", threads=model.threads)
+    return tw.Model.load(path, device=DEVICE, threads=model.threads)
 
 
 def case_model(case: networks.Case, dtype: str, folder: Path, **options: Any) -> tw.Model:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support import Array, assert_same, snapshot
@@ -37,7 +38,7 @@ def layers() -> list[nn.Layer]:
 
 def model(**options: Any) -> tw.Model:
     defaults: dict[str, Any] = {
-        "optimizer": optim.Adam(0.01), "averaging": optim.Polyak(), "device": "cpu",
+        "optimizer": optim.Adam(0.01), "averaging": optim.Polyak(), "device": DEVICE,
         "seed": 2**64 - 3,
     }  # fmt: skip
     return tw.Model(layers(), 6, **{**defaults, **options})
@@ -101,7 +102,7 @@ def test_the_checksum_is_over_the_file_with_zero_digits(path: Path) -> None:
 def test_round_trip(dtype: str, path: Path) -> None:
     m = trained(dtype=dtype, clip_norm=2.5, check_finite="gradients")
     m.save(path)
-    loaded = tw.Model.load(path, device="cpu", threads=1)
+    loaded = tw.Model.load(path, device=DEVICE, threads=1)
     assert_same(m, loaded)
     assert loaded.description == m.description
     assert (loaded.seed, loaded.steps_done, loaded.epochs_done) == (2**64 - 3, 7, 1)
@@ -116,7 +117,7 @@ def test_every_kind_of_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for name in ("plain", "./dotted.x", "sp ace", "ünïcode-模型", "x" * 200):
         m.save(name)
-        assert_same(tw.Model.load(name, device="cpu"), m)
+        assert_same(tw.Model.load(name, device=DEVICE), m)
     m.save(os.fsencode(tmp_path / "bytes"))  # type: ignore[arg-type]
     assert (tmp_path / "bytes").exists()
     for bad in ("", "no/such/folder/x", str(tmp_path), "null\0byte"):
@@ -132,14 +133,14 @@ def test_a_custom_loss_is_given_again(path: Path) -> None:
     def loss(z: Array, t: Array) -> tuple[float, Array]:
         return float((z**2).sum()), 2 * z
 
-    m = tw.Model([nn.Dense(2)], 6, loss, device="cpu")
+    m = tw.Model([nn.Dense(2)], 6, loss, device=DEVICE)
     x, y = data()
     m.step(x, y)
     m.save(path)
-    loaded = tw.Model.load(path, device="cpu")
+    loaded = tw.Model.load(path, device=DEVICE)
     with pytest.raises(ValueError, match="loss"):
         loaded.step(x, y)
-    loaded = tw.Model.load(path, device="cpu", loss=loss)
+    loaded = tw.Model.load(path, device=DEVICE, loss=loss)
     m.step(x, y)
     loaded.step(x, y)
     assert_same(m, loaded)
@@ -246,7 +247,7 @@ def test_load_weights_of_a_bad_dict_changes_nothing() -> None:
 def assert_refused(path: Path, contents: bytes) -> None:
     path.write_bytes(contents)
     with pytest.raises(tw.CheckpointError) as caught:
-        tw.Model.load(path, device="cpu")
+        tw.Model.load(path, device=DEVICE)
     assert isinstance(caught.value, ValueError)
 
 
@@ -375,7 +376,7 @@ def test_well_formed_files_with_wrong_content(case: str, path: Path) -> None:
     )
     _testing.write_checkpoint(str(path), metadata, tensors)
     with pytest.raises(tw.CheckpointError):
-        tw.Model.load(path, device="cpu")
+        tw.Model.load(path, device=DEVICE)
 
 
 def test_a_precision_that_the_device_does_not_have(path: Path) -> None:
@@ -483,7 +484,7 @@ def test_kill_leaves_the_old_or_the_new_checkpoint(path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        survivor = tw.Model.load(path, device="cpu")
+        survivor = tw.Model.load(path, device=DEVICE)
         while follower.steps_done < survivor.steps_done:
             follower.step(*data())
             expected[follower.steps_done] = snapshot(follower)
@@ -498,7 +499,7 @@ def test_saves_from_many_threads(path: Path) -> None:
     models = [trained(seed=s) for s in range(4)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: models[i % 4].save(path), range(40)))
-    loaded = tw.Model.load(path, device="cpu")
+    loaded = tw.Model.load(path, device=DEVICE)
     assert snapshot(loaded) in [snapshot(m) for m in models]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

@@ -14,6 +14,7 @@ import networks
 import numpy as np
 import pytest
 import thalweg as tw
+from conftest import DEVICE
 from support import Array, assert_same, case_model, model_of, snapshot
 from thalweg import callbacks, nn, optim, schedules
 from thalweg._core import _testing
@@ -46,7 +47,7 @@ def model(threads: int | None = None, **options: Any) -> tw.Model:
         ),
         "averaging": optim.EMA(0.9),
         "seed": 2**63 + 5,
-        "device": "cpu",
+        "device": DEVICE,
         "threads": threads,
     }
     return tw.Model(network(), FEATURES, **{**defaults, **options})
@@ -173,7 +174,7 @@ def test_resume_at_any_step(shuffle: str | bool, through: str, tmp_path: Path) -
         m.fit(x, y, epochs=3, max_steps=stop, **options)
         if through == "checkpoint":
             m.save(tmp_path / "resume.safetensors")
-            m = tw.Model.load(tmp_path / "resume.safetensors", device="cpu", threads=2)
+            m = tw.Model.load(tmp_path / "resume.safetensors", device=DEVICE, threads=2)
         elif through == "copy":
             m = m.copy()
         history = m.fit(x, y, epochs=3 - m.epochs_done, **options)
@@ -200,8 +201,8 @@ def test_every_optimizer_resumes_from_a_file(optimizer: str, tmp_path: Path) -> 
         parts.step(x, y)
         parts.step(x, y)
         parts.save(tmp_path / "parts.safetensors")
-        parts = tw.Model.load(tmp_path / "parts.safetensors", device="cpu")
-        assert_same(parts, tw.Model.load(tmp_path / "parts.safetensors", device="cpu"))
+        parts = tw.Model.load(tmp_path / "parts.safetensors", device=DEVICE)
+        assert_same(parts, tw.Model.load(tmp_path / "parts.safetensors", device=DEVICE))
     assert_same(whole, parts)
 
 
@@ -218,7 +219,7 @@ def test_a_checkpoint_inside_an_epoch(tmp_path: Path) -> None:
     options: dict[str, Any] = {"batch_size": 32, "verbose": False}
     note = callbacks.LambdaCallback(on_step=save)
     whole.fit(x, y, epochs=3, callbacks=[note], **options)
-    resumed = tw.Model.load(path, device="cpu")
+    resumed = tw.Model.load(path, device=DEVICE)
     assert (resumed.steps_done, resumed.epochs_done) == (9, 1)
     resumed.fit(x, y, epochs=2, **options)
     assert_same(resumed, whole)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from support import Array
 from thalweg import init, nn
 
@@ -30,7 +31,7 @@ def weight(initializer: str | init.Initializer, *, seed: int = 0, **options: Any
         FAN_IN,
         seed=seed,
         dtype="float64",
-        device="cpu",
+        device=DEVICE,
         **options,
     )
     return model.named_parameters()["layers.0.weight"]
@@ -86,7 +87,7 @@ def test_no_equal_rows_or_columns(name: str) -> None:
 @pytest.mark.parametrize("gain", [1.0, 0.5])
 def test_orthogonal(units: int, features: int, gain: float) -> None:
     layer = nn.Dense(units, init=init.Orthogonal(gain))
-    model = tw.Model([layer], features, "squared_error", dtype="float64", device="cpu")
+    model = tw.Model([layer], features, "squared_error", dtype="float64", device=DEVICE)
     w = model.named_parameters()["layers.0.weight"]
     gram = w.T @ w if units >= features else w @ w.T
     np.testing.assert_allclose(gram, gain**2 * np.eye(min(units, features)), atol=1e-13)
@@ -102,7 +103,7 @@ def test_auto_looks_at_the_activation(activation: str) -> None:
     """He's rule for the ReLU family, behind a batch norm too; Glorot's otherwise."""
     for between in ([], [nn.BatchNorm()], [nn.Dropout(0.5)]):
         layers = [nn.Dense(FAN_OUT), *between, nn.from_dict({"type": activation}), nn.Dense(3)]
-        model = tw.Model(layers, FAN_IN, dtype="float64", device="cpu")
+        model = tw.Model(layers, FAN_IN, dtype="float64", device=DEVICE)
         w = model.named_parameters()["layers.0.weight"]
         he = ref.ACTIVATIONS[activation].he_family
         expected = weight("he_normal" if he else "glorot_uniform")
@@ -119,7 +120,7 @@ def test_affine_parameters_start_neutral() -> None:
         nn.Residual(nn.Dense(40), nn.Tanh(), nn.Dense(40), zero_init=False),
         nn.Maxout(5, 3), nn.Dense(2),
     ]  # fmt: skip
-    model = tw.Model(layers, 6, device="cpu")
+    model = tw.Model(layers, 6, device=DEVICE)
     named = model.named_parameters()
     zero_weights = {"layers.3.layers.2.weight", "layers.4.layers.1.weight"}
     for name, value in named.items():
@@ -144,7 +145,7 @@ def test_seeds() -> None:
     layers = [nn.Dense(30), nn.ReLU(), nn.Dense(30), nn.ReLU(), nn.Dense(3)]
 
     def parameters(seed: int, dtype: str = "float32") -> dict[str, Array]:
-        return tw.Model(layers, 30, seed=seed, dtype=dtype, device="cpu").named_parameters()
+        return tw.Model(layers, 30, seed=seed, dtype=dtype, device=DEVICE).named_parameters()
 
     first = parameters(5)
     for seed in (5, 6, 5 + 2**32, 2**64 - 1):
@@ -165,4 +166,4 @@ def test_bad_initializers() -> None:
         init.Normal(-1.0)
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match="seed"):
-            tw.Model([nn.Dense(2)], 2, seed=seed, device="cpu")
+            tw.Model([nn.Dense(2)], 2, seed=seed, device=DEVICE)

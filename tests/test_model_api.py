@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import thalweg as tw
+from conftest import DEVICE
 from thalweg import _core, callbacks, init, losses, nn, ops, optim, schedules
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -32,7 +33,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 def classifier(**options: Any) -> tw.Model:
     """20 -> 2 with batch norm."""
     network = nn.Sequential(nn.Dense(32), nn.BatchNorm(), nn.ReLU(), nn.Dense(2))
-    return tw.Model(network, 20, **{"seed": 1, "device": "cpu", **options})
+    return tw.Model(network, 20, **{"seed": 1, "device": DEVICE, **options})
 
 
 @pytest.fixture(scope="module")
@@ -669,7 +670,7 @@ def test_copies_train_on_bit_for_bit(data: Arrays, tmp_path: Path, how: str) -> 
     model.fit(*data, epochs=3, max_steps=13, verbose=False)
     if how == "file":
         model.save(tmp_path / "model.safetensors")
-        other = tw.Model.load(tmp_path / "model.safetensors", device="cpu")
+        other = tw.Model.load(tmp_path / "model.safetensors", device=DEVICE)
     else:
         copies = {
             "copy": copy.copy,

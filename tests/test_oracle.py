@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from support import Array, case_model
 from thalweg import losses, nn, optim, schedules
 
@@ -55,7 +56,7 @@ def pair(
         nn.Dense(9), nn.ELU(1.3), nn.Dense(CLASSES),
     ]  # fmt: skip
     model = tw.Model(
-        layers, FEATURES, loss, optimizer, dtype="float64", device="cpu", seed=3, **options
+        layers, FEATURES, loss, optimizer, dtype="float64", device=DEVICE, seed=3, **options
     )
     network = torch_twin(momentum)
     with torch.no_grad():

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from support import Array, assert_same, model_of, set_values, snapshot
 from thalweg import callbacks, losses, nn, optim, schedules
 from thalweg._core import _testing
@@ -432,7 +433,7 @@ class Recorder:
 def visited(shuffle: str | bool, epochs: int, seed: int, calls: int = 1) -> list[list[list[int]]]:
     """Row numbers of every minibatch of every epoch."""
     recorder = Recorder()
-    model = tw.Model([nn.Dense(2)], FEATURES, recorder, optim.SGD(1e-3), seed=seed, device="cpu")
+    model = tw.Model([nn.Dense(2)], FEATURES, recorder, optim.SGD(1e-3), seed=seed, device=DEVICE)
     x = np.zeros((ROWS, FEATURES))
     for _ in range(calls):
         model.fit(
@@ -570,7 +571,7 @@ def diverging() -> tw.Model:
         "squared_error",
         optim.SGD(1.05),
         dtype="float64",
-        device="cpu",
+        device=DEVICE,
     )
 
 
@@ -768,7 +769,7 @@ def test_divergence_ends_at_the_last_good_step(check: str) -> None:
     def model() -> tw.Model:
         return tw.Model(
             [nn.Dense(5), nn.Softplus(), nn.Dense(1)],
-            4, "squared_error", optim.SGD(1e4), check_finite=check, device="cpu",
+            4, "squared_error", optim.SGD(1e4), check_finite=check, device=DEVICE,
         )  # fmt: skip
 
     broken = model()
@@ -791,7 +792,7 @@ def poisoned(z: Array, target: Array) -> tuple[float, Array]:
 
 
 def test_a_non_finite_gradient_element_skips_its_own_update() -> None:
-    model = tw.Model([nn.Dense(3)], 2, poisoned, optim.SGD(0.5), dtype="float64", device="cpu")
+    model = tw.Model([nn.Dense(3)], 2, poisoned, optim.SGD(0.5), dtype="float64", device=DEVICE)
     before = model.named_parameters()
     x, y = np.ones((4, 2)), np.zeros(4)
     with pytest.raises(tw.NonFiniteError) as caught:
@@ -806,7 +807,7 @@ def test_a_non_finite_gradient_element_skips_its_own_update() -> None:
 
 def test_check_finite_gradients_keeps_the_whole_update_back() -> None:
     layers = [nn.Dense(5), nn.BatchNorm(), nn.ReLU(), nn.Dense(3)]
-    model = tw.Model(layers, 2, poisoned, optim.Adam(), check_finite="gradients", device="cpu")
+    model = tw.Model(layers, 2, poisoned, optim.Adam(), check_finite="gradients", device=DEVICE)
     before = snapshot(model)
     with pytest.raises(tw.NonFiniteError) as caught:
         model.step(np.random.default_rng(0).standard_normal((8, 2)), np.zeros(8))
@@ -821,7 +822,7 @@ def test_clipping_survives_huge_gradients() -> None:
     def steep(z: Array, target: Array) -> tuple[float, Array]:
         return 0.0, np.full_like(z, 1e20)
 
-    model = tw.Model([nn.Dense(4)], 3, steep, optim.SGD(1.0), clip_norm=0.5, device="cpu")
+    model = tw.Model([nn.Dense(4)], 3, steep, optim.SGD(1.0), clip_norm=0.5, device=DEVICE)
     before = ref.as_float(model.parameters)
     model.step(np.ones((8, 3)), np.zeros(8))
     np.testing.assert_allclose(np.linalg.norm(before - model.parameters), 0.5, rtol=1e-5)
@@ -847,7 +848,7 @@ def test_a_custom_loss_equals_the_built_in_one(shuffle: str | bool, accumulate: 
     built_in = model_of(describe())
     layers = [nn.from_dict(layer) for layer in NETWORK]
     custom = tw.Model(
-        layers, FEATURES, cross_entropy, optim.SGD(0.05), seed=11, dtype="float64", device="cpu"
+        layers, FEATURES, cross_entropy, optim.SGD(0.05), seed=11, dtype="float64", device=DEVICE
     )
     options: dict[str, Any] = {
         "epochs": 3, "batch_size": 16, "shuffle": shuffle, "accumulate": accumulate,
@@ -867,7 +868,7 @@ def test_a_custom_loss_equals_the_built_in_one(shuffle: str | bool, accumulate: 
 
 def test_custom_losses_fail_cleanly() -> None:
     def model(loss: Any) -> tw.Model:
-        return tw.Model([nn.Dense(2)], 3, loss, device="cpu")
+        return tw.Model([nn.Dense(2)], 3, loss, device=DEVICE)
 
     x, y = np.ones((4, 3)), np.zeros((4, 2))
 
@@ -1071,7 +1072,7 @@ def test_one_epoch_of_every_public_description() -> None:
         averaging=optim.EMA(0.9),
         clip_norm=1.0,
         seed=11,
-        device="cpu",
+        device=DEVICE,
     )
     again = model_of(model.description)
     assert again.description == model.description
