@@ -60,7 +60,7 @@ bool runs_on(const Architecture& code, int major, int minor) {
   return newer && (code.ptx || (code.real && major == code.major));
 }
 
-std::string compiled_for() { return TW_CUDA_ARCHITECTURES; }
+std::string compiled_for() { return concat("sm ", TW_CUDA_ARCHITECTURES); }
 
 // Why no kernel of this build runs on that device, or empty.
 std::string why_unusable(int device) {
