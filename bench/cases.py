@@ -15,7 +15,6 @@ Array = npt.NDArray[Any]
 # The same numbers in every peer. Batch-norm momentum is the weight of the new batch.
 BETA1, BETA2, ADAM_EPS, MOMENTUM = 0.9, 0.999, 1e-8, 0.9
 BN_EPS, BN_MOMENTUM = 1e-5, 0.1
-_LEAST_ROWS = 16384
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Case:
     # update to update, the more the larger they are.
     check_steps: int = 5
     tolerance: float = 1e-4
+    least_rows: int = 16384
 
     @property
     def title(self) -> str:
@@ -59,7 +59,7 @@ class Case:
 
     def rows(self, batch: int) -> int:
         """Rows of the data: whole minibatches, so that no peer meets a tail."""
-        return -(-_LEAST_ROWS // batch) * batch
+        return -(-self.least_rows // batch) * batch
 
 
 CASES = {
@@ -76,7 +76,11 @@ CASES = {
 
 @dataclass
 class Problem:
-    """A case with its minibatch size, data and initial weights (float32, weights [out, in])."""
+    """A case with its minibatch size, data and initial weights (float32, weights [out, in]).
+
+    `precision` is what float32 products may be computed from: "highest", "high" or "medium", as
+    PyTorch means it.
+    """
 
     case: Case
     batch: int
@@ -85,6 +89,8 @@ class Problem:
     y: Array
     weights: list[Array]
     lr: float
+    device: str = "cpu"
+    precision: str = "highest"
 
     @property
     def steps_per_epoch(self) -> int:

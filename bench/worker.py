@@ -22,7 +22,7 @@ from bench.cases import CASES, Problem
 _DISTRIBUTIONS = {"sklearn": ("scikit-learn", "numpy"), "jax": ("jax", "jaxlib")}
 
 
-def _versions(peer: str) -> dict[str, str]:
+def versions(peer: str) -> dict[str, str]:
     family = peers.family(peer)
     names = _DISTRIBUTIONS.get(family, (family,))
     return {name: importlib.metadata.version(name) for name in names}
@@ -55,7 +55,7 @@ def _timed(peer: peers.Peer, steps: int, warm_up: int, realtime: bool) -> dict[s
     return {"seconds": seconds, "foreign_seconds": foreign / len(cpus)}
 
 
-def _serve(peer: peers.Peer, request: dict[str, Any]) -> dict[str, Any]:
+def serve(peer: peers.Peer, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "losses":
         return {"losses": peer.losses(request["steps"])}
     if request["do"] == "threads":
@@ -70,7 +70,7 @@ def main() -> None:
     try:
         problem = Problem.load(Path(folder), CASES[case], int(batch), int(threads))
         peer = peers.create(name, problem)
-        ready = {"granularity": peer.granularity, "versions": _versions(name)}
+        ready = {"granularity": peer.granularity, "versions": versions(name)}
     except ImportError as error:
         ready = {"skipped": f"not installed ({error})"}
     except peers.UnsupportedError as error:
@@ -79,7 +79,7 @@ def main() -> None:
     if "skipped" in ready:
         return
     for line in sys.stdin:
-        print(json.dumps(_serve(peer, json.loads(line))), file=answers)
+        print(json.dumps(serve(peer, json.loads(line))), file=answers)
 
 
 if __name__ == "__main__":

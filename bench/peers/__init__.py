@@ -37,13 +37,16 @@ PEERS = {
     "torch-foreach": ("torch_peer", "TorchPeer", "foreach"),
     "torch-fused": ("torch_peer", "TorchPeer", "fused"),
     "torch-compile": ("torch_peer", "TorchPeer", "compile"),
+    "torch-autotune": ("torch_peer", "TorchPeer", "autotune"),
+    "torch-graph": ("torch_peer", "TorchPeer", "graph"),
     "jax-jit": ("jax_peer", "JaxPeer", "jit"),
     "jax-scan": ("jax_peer", "JaxPeer", "scan"),
     "sklearn": ("sklearn_peer", "SklearnPeer", ""),
     "numpy": ("numpy_peer", "NumpyPeer", ""),
 }
-# Compiles for about a minute per case, so it runs only when named (or with "all").
-ON_REQUEST = ("torch-compile",)
+# Those that compile for about a minute per case, or are for GPUs: they run only when named (or with
+# "all").
+ON_REQUEST = ("torch-compile", "torch-autotune", "torch-graph")
 
 
 class UnsupportedError(Exception):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench import peers
 from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, Case, Problem
 
 # A scan is compiled for one length: long enough to hide the call, short enough to time.
@@ -70,6 +71,10 @@ class JaxPeer:
     def __init__(self, problem: Problem, mode: str) -> None:
         self._problem = problem
         case = problem.case
+        precision = {"highest": "highest", "high": "high", "medium": "bfloat16"}
+        jax.config.update("jax_default_matmul_precision", precision[problem.precision])
+        if problem.device == "cuda" and jax.default_backend() != "gpu":
+            raise peers.UnsupportedError("this JAX has no GPU back end")
         self._x, self._y = jnp.asarray(problem.x), jnp.asarray(problem.y)
         self._rng = np.random.default_rng(1)
         self._order, self._position = jnp.empty(0, jnp.int32), 0

@@ -36,8 +36,9 @@ class ThalwegPeer:
             nn.Sequential(*layers),
             in_features=case.widths[0],
             optimizer=optimizer,
-            device="cpu",
+            device=problem.device,
             threads=problem.threads,
+            matmul_precision=problem.precision,
         )
         self._rng = np.random.default_rng(1)
         self._order, self._position = np.empty(0, np.int64), 0

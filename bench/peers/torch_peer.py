@@ -1,4 +1,6 @@
-"""PyTorch: eager with its three forms of the optimizer, or the loss compiled with torch.compile."""
+"""PyTorch: eager with its three forms of the optimizer, the loss compiled with torch.compile, or a
+CUDA graph of the whole step.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bench import peers
 from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, Problem
 
 
@@ -14,9 +17,15 @@ class TorchPeer:
 
     def __init__(self, problem: Problem, mode: str) -> None:
         self._problem, self._mode = problem, mode
-        self._x, self._y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+        self._device = torch.device(problem.device)
+        if mode == "graph" and self._device.type != "cuda":
+            raise peers.UnsupportedError("CUDA graphs need a GPU")
+        torch.set_float32_matmul_precision(problem.precision)
         torch.set_num_threads(problem.threads)
+        self._x = torch.from_numpy(problem.x).to(self._device)
+        self._y = torch.from_numpy(problem.y).to(self._device)
         self._order, self._position = torch.empty(0, dtype=torch.int64), 0
+        self._graph: Any = None
         self._reset()
 
     def _reset(self) -> None:
@@ -36,13 +45,17 @@ class TorchPeer:
                 layers.append(torch.nn.BatchNorm1d(width, eps=BN_EPS, momentum=BN_MOMENTUM))
             if hidden:
                 layers.append(torch.nn.ReLU(inplace=True))
-        network = torch.nn.Sequential(*layers)
+        network = torch.nn.Sequential(*layers).to(self._device)
         form: dict[str, Any] = {
             "default": {},
             "foreach": {"foreach": True},
             "fused": {"fused": True},
             "compile": {"fused": True},
+            "autotune": {"fused": True},
+            "graph": {"fused": True, "capturable": True},
         }[self._mode]
+        if case.optimizer == "momentum":
+            form.pop("capturable", None)  # SGD always is
         parameters, lr = network.parameters(), self._problem.lr
         self._optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(parameters, lr, betas=(BETA1, BETA2), eps=ADAM_EPS, **form)
@@ -53,7 +66,12 @@ class TorchPeer:
         def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(network(x), y)
 
-        self._loss: Any = torch.compile(loss) if self._mode == "compile" else loss
+        self._loss: Any = loss
+        if self._mode == "compile":
+            self._loss = torch.compile(loss)
+        elif self._mode == "autotune":
+            self._loss = torch.compile(loss, mode="max-autotune")
+        self._graph = None
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self._optimizer.zero_grad()
@@ -68,14 +86,40 @@ class TorchPeer:
         cuts = [slice(k * size, (k + 1) * size) for k in range(steps)]
         return [float(self._step(self._x[cut], self._y[cut]).detach()) for cut in cuts]
 
+    def _gathered_step(self, index: torch.Tensor) -> None:
+        self._step(self._x.index_select(0, index), self._y.index_select(0, index))
+
+    def _capture(self) -> None:
+        """Record a step on the rows that `_index` names; the optimizer's state has to exist."""
+        self._index = torch.zeros(self._problem.batch, dtype=torch.int64, device=self._device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._gathered_step(self._index)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._gathered_step(self._index)
+
     def run(self, steps: int) -> None:
         size = self._problem.batch
+        if self._mode == "graph" and self._graph is None:
+            self._capture()
         for _ in range(steps):
             if self._position + size > len(self._order):
-                self._order, self._position = torch.randperm(len(self._x)), 0
+                self._order = torch.randperm(len(self._x), device=self._device)
+                self._position = 0
             index = self._order[self._position : self._position + size]
-            self._step(self._x.index_select(0, index), self._y.index_select(0, index))
+            if self._graph is not None:
+                self._index.copy_(index)
+                self._graph.replay()
+            else:
+                self._gathered_step(index)
             self._position += size
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def set_threads(self, threads: int) -> bool:
         torch.set_num_threads(threads)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Builds, tests and benchmarks the CUDA back end on a machine with a GPU, in under nine minutes and
+# without a network, and writes one JSON file.
+#
+#   bash bench/gpu/run.sh              needs nvcc, a C++ compiler and a Python with PyTorch
+#   bash bench/gpu/run.sh --dry-run    the same stages in miniature, with the installed thalweg
+#   bash bench/gpu/run.sh --prepare    on a machine with a network: collects the build tools that
+#                                      the GPU machine's Python lacks in build/gpu/wheels
+#
+# PYTHON names the interpreter (default: python3); further options: --help.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+exec "${PYTHON:-python3}" -m bench.gpu.run "$@"
