@@ -142,6 +142,7 @@ void test_all() {
     }
     test_elementwise<T>(rows, width);
   }
+  test_elementwise<T>(1100, 37);  // more quads than the emulator's grid has threads
   test_not_finite<T>();
 }
 
