@@ -13,6 +13,7 @@ void bind_model(pybind11::module_& module);         // model.cpp: class Model
 void bind_objective(pybind11::module_& module);     // objective.cpp: class Objective, paths
 void bind_population(pybind11::module_& module);    // population.cpp: calls on many models
 void bind_minimize(pybind11::module_& module);      // minimize.cpp: methods on Python functions
+void bind_curvature(pybind11::module_& module);     // curvature.cpp: eigenpairs of operators
 void bind_ops(pybind11::module_& module);           // ops.cpp: submodule ops
 void bind_testing(pybind11::module_& module);       // testing.cpp: submodule _testing
 

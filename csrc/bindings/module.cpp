@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, module) {
   bind_objective(module);
   bind_population(module);
   bind_minimize(module);
+  bind_curvature(module);
   bind_ops(module);
   bind_testing(module);
 }

@@ -36,6 +36,23 @@ def minimize(
     ftol: float,
     callback: Callable[[int, NDArray[Any], float, float], bool] | None,
 ) -> dict[str, Any]: ...
+def eigenpairs(
+    product: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    n: int,
+    top: int,
+    bottom: int,
+    max_steps: int,
+    tolerance: float,
+    seed: int,
+    power: bool,
+) -> dict[str, Any]: ...
+def spectral_quadrature(
+    product: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    n: int,
+    steps: int,
+    probes: int,
+    seed: int,
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]: ...
 def optimizers() -> dict[str, Any]: ...
 def schedule_value(json: str, k: int, steps_per_epoch: float) -> float: ...
 

@@ -2,7 +2,8 @@
 
 Paths and planes (`linear_path`, `plane`, `Recorder`, `project`, `function_trajectories`), gradients
 and activations (`gradient_diagnostics`, `activation_diagnostics`), `linear_margins` and
-`output_margins`, sharpness (`worst_rise`), and symmetries (`canonical_form`). Every analysis
+`output_margins`, curvature (`eigenpairs`, `spectral_density`, `critical_point`, `predict_step`,
+`gradient_flow`), sharpness (`worst_rise`), and symmetries (`canonical_form`). Every analysis
 returns a read-only object with arrays, a method `plot` (matplotlib, an optional extra) and a
 method `to_json`.
 
@@ -20,6 +21,19 @@ Examples
 
 from __future__ import annotations
 
+from .curvature import (
+    CriticalPoint,
+    Eigenpairs,
+    GradientFlow,
+    SpectralDensity,
+    StepPrediction,
+    critical_point,
+    eigenpairs,
+    find_critical_point,
+    gradient_flow,
+    predict_step,
+    spectral_density,
+)
 from .diagnostics import (
     ActivationDiagnostics,
     GradientDiagnostics,
@@ -57,20 +71,29 @@ from .symmetry import (
 __all__ = [
     "ActivationDiagnostics",
     "CanonicalForm",
+    "CriticalPoint",
+    "Eigenpairs",
     "FunctionTrajectories",
     "GradientDiagnostics",
+    "GradientFlow",
     "LinearPath",
     "Margins",
     "Plane",
     "Projection",
     "Recorder",
+    "SpectralDensity",
+    "StepPrediction",
     "Trajectory",
     "WorstRise",
     "activation_diagnostics",
     "canonical_form",
+    "critical_point",
+    "eigenpairs",
+    "find_critical_point",
     "function_distance",
     "function_trajectories",
     "gradient_diagnostics",
+    "gradient_flow",
     "hidden_layers",
     "linear_margins",
     "linear_path",
@@ -79,10 +102,12 @@ __all__ = [
     "path_scales",
     "permute_units",
     "plane",
+    "predict_step",
     "principal_components",
     "project",
     "random_direction",
     "rescale_units",
+    "spectral_density",
     "symmetry_directions",
     "trajectory_plane",
     "worst_rise",

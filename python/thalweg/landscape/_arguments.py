@@ -37,10 +37,7 @@ def vector(where: str, name: str, value: Any, size: int) -> Vector:
     """A parameter vector of `size` numbers, or the parameters of a model."""
     array = reals(where, name, value.parameters if isinstance(value, Model) else value, 1)
     if array.size != size:
-        raise ValueError(
-            f"[{where}] expected {name} with {size} parameters, got {array.size}; "
-            "both ends belong to the same network"
-        )
+        raise ValueError(f"[{where}] expected {name} with {size} parameters, got {array.size}")
     return array
 
 
