@@ -36,6 +36,27 @@ void activation_backward_kernel(const Matrix<const T> dy, const Matrix<const T> 
   });
 }
 
+template <class T, class Phi>
+TW_KERNEL_BOUNDS(kElementwiseThreads, 2)
+void activation_backward_tangent_kernel(const ActivationBackwardTangent<T> problem) {
+  const T parameter = static_cast<T>(problem.activation.parameter);
+  for_quads(problem.dz_tangent, [&](std::int64_t row, std::int64_t column) {
+    const Quad<T> g = load_quad(problem.dy, row, column);
+    const Quad<T> g_tangent = load_quad(problem.dy_tangent, row, column);
+    const Quad<T> s = load_quad(problem.at, row, column);
+    const Quad<T> q = load_quad(problem.z_tangent, row, column);
+    Quad<T> out{};
+    if (problem.accumulate) out = load_quad(problem.dz_tangent, row, column);
+    TW_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      const T curved = g[j] * (Phi::second_derivative(s[j], parameter) * q[j]);
+      const T tangent = madd(g_tangent[j], Phi::derivative(s[j], parameter), curved);
+      out[j] = problem.accumulate ? out[j] + tangent : tangent;
+    }
+    store_quad(problem.dz_tangent, row, column, out);
+  });
+}
+
 template <class T>
 TW_KERNEL void add_kernel(const Matrix<const T> a, const Matrix<const T> b, const Matrix<T> out) {
   for_quads(out, [&](std::int64_t row, std::int64_t column) {
@@ -78,6 +99,14 @@ void activation_backward(const Matrix<const T>& dy, const Matrix<const T>& at, c
 }
 
 template <class T>
+void activation_backward_tangent(const ActivationBackwardTangent<T>& problem, cudaStream_t stream) {
+  dispatch_activation(problem.activation.id, [&](auto rule) {
+    launch(activation_backward_tangent_kernel<T, decltype(rule)>,
+           elementwise("activation_backward_tangent", problem.dz_tangent.size(), stream), problem);
+  });
+}
+
+template <class T>
 void add(const Matrix<const T>& a, const Matrix<const T>& b, const Matrix<T>& out,
          cudaStream_t stream) {
   launch(add_kernel<T>, elementwise("add", out.size(), stream), a, b, out);
@@ -97,6 +126,7 @@ void copy(const Matrix<const T>& x, const Matrix<T>& out, cudaStream_t stream) {
   template void activation(const Matrix<const T>&, const Matrix<T>&, Activation, cudaStream_t); \
   template void activation_backward(const Matrix<const T>&, const Matrix<const T>&,             \
                                     const Matrix<T>&, Activation, bool, cudaStream_t);          \
+  template void activation_backward_tangent(const ActivationBackwardTangent<T>&, cudaStream_t); \
   template void add(const Matrix<const T>&, const Matrix<const T>&, const Matrix<T>&,           \
                     cudaStream_t);                                                              \
   template void accumulate(const Matrix<const T>&, const Matrix<T>&, cudaStream_t);             \

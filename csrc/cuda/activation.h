@@ -16,6 +16,20 @@ template <class T>
 void activation_backward(const Matrix<const T>& dy, const Matrix<const T>& at, const Matrix<T>& dz,
                          Activation phi, bool accumulate, cudaStream_t stream);
 
+// dz_tangent (+)= dy_tangent * phi'(at) + dy * phi''(at) * z_tangent
+template <class T>
+struct ActivationBackwardTangent {
+  Matrix<const T> dy;
+  Matrix<const T> dy_tangent;
+  Matrix<const T> at;  // z or y as phi declares
+  Matrix<const T> z_tangent;
+  Activation activation{};
+  Matrix<T> dz_tangent;
+  bool accumulate = false;
+};
+template <class T>
+void activation_backward_tangent(const ActivationBackwardTangent<T>& problem, cudaStream_t stream);
+
 // out = a + b
 template <class T>
 void add(const Matrix<const T>& a, const Matrix<const T>& b, const Matrix<T>& out,

@@ -4,6 +4,7 @@
 #include "cuda/device_matrix.h"
 #include "cuda/launch_shape.h"
 #include "cuda/loss.h"
+#include "cuda/quad_loop.h"
 #include "math/loss/cross_entropy.h"
 #include "math/losses.h"
 
@@ -365,6 +366,87 @@ void softmax_kernel(const Matrix<const T> logits, const Matrix<T> probabilities)
   });
 }
 
+// a . (z' - sum a z') sum(y), a = softmax(z).
+template <class T, int kLanes>
+TW_KERNEL_BOUNDS(kThreads, kBlocks<T>)
+void cross_entropy_tangent_kernel(const LossTangent<T> problem) {
+  const int lane = thread_index().x % kLanes;
+  const std::int64_t row = global_thread_index() / kLanes;
+  // All lanes of a warp take part in its exchanges: rows that are not there have no columns.
+  Matrix<const T> z = problem.outputs;
+  if (row >= z.rows) z.pitch = 0;
+  const std::int64_t width = problem.outputs.width;
+  const T maximum = row_maximum_of<kLanes>(z, row, lane).value;
+  double sum = 0.0;
+  double tangent_sum = 0.0;
+  double target_sum = 0.0;
+  T sum_part = T(0);
+  T tangent_part = T(0);
+  T target_part = T(0);
+  for_row_parts<kLanes>(
+      z, row, lane,
+      [&](std::int64_t column, const Quad<T>& values) {
+        const Quad<T> tangent = load_quad(problem.output_tangent, row, column);
+        Quad<T> targets{};
+        if (problem.targets.present()) targets = load_quad(problem.targets, row, column);
+        TW_UNROLL
+        for (int j = 0; j < kQuad; ++j) {
+          if (column + j >= width) continue;
+          const T e = cross_entropy::shifted_exponential(values[j], maximum);
+          sum_part += e;
+          tangent_part = madd(e, tangent[j], tangent_part);
+          target_part += targets[j];
+        }
+      },
+      [&] {
+        sum += static_cast<double>(sum_part);
+        tangent_sum += static_cast<double>(tangent_part);
+        target_sum += static_cast<double>(target_part);
+        sum_part = tangent_part = target_part = T(0);
+      });
+  sum = sum_lanes<kLanes>(sum);
+  tangent_sum = sum_lanes<kLanes>(tangent_sum);
+  target_sum = sum_lanes<kLanes>(target_sum);
+  if (row >= problem.outputs.rows) return;
+  const double total = problem.targets.present() ? madd(1.0 - problem.label_smoothing, target_sum,
+                                                        problem.label_smoothing)
+                                                 : 1.0;
+  const double weight =
+      problem.row_weights != nullptr ? static_cast<double>(problem.row_weights[row]) : 1.0;
+  const T factor = static_cast<T>(problem.gradient_scale * weight * total);
+  const T inverse = static_cast<T>(1.0 / sum);
+  const T centre = static_cast<T>(tangent_sum / sum);
+  for_row<kLanes>(z, row, lane, [&](std::int64_t column, const Quad<T>& values) {
+    const Quad<T> tangent = load_quad(problem.output_tangent, row, column);
+    Quad<T> out;
+    TW_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      const T probability = cross_entropy::shifted_exponential(values[j], maximum) * inverse;
+      out[j] = cross_entropy::gradient_tangent(probability, tangent[j], centre, factor);
+    }
+    store_quad(problem.gradient_tangent, row, column, out);
+  });
+}
+
+template <class T, class Rule>
+TW_KERNEL_BOUNDS(kElementwiseThreads, 2)
+void elementwise_loss_tangent_kernel(const LossTangent<T> problem) {
+  const T parameter = static_cast<T>(problem.parameter);
+  for_quads(problem.gradient_tangent, [&](std::int64_t row, std::int64_t column) {
+    const double weight =
+        problem.row_weights != nullptr ? static_cast<double>(problem.row_weights[row]) : 1.0;
+    const T factor = static_cast<T>(problem.gradient_scale * weight);
+    const Quad<T> outputs = load_quad(problem.outputs, row, column);
+    const Quad<T> targets = load_quad(problem.targets, row, column);
+    const Quad<T> tangent = load_quad(problem.output_tangent, row, column);
+    Quad<T> out;
+    TW_UNROLL
+    for (int j = 0; j < kQuad; ++j)
+      out[j] = factor * Rule::second_derivative(outputs[j], targets[j], parameter) * tangent[j];
+    store_quad(problem.gradient_tangent, row, column, out);
+  });
+}
+
 }  // namespace
 
 // ---- Launchers ----------------------------------------------------------------------------------
@@ -441,9 +523,33 @@ void softmax(const Matrix<const T>& logits, const Matrix<T>& probabilities, cuda
   });
 }
 
+template <class T>
+void softmax_cross_entropy_tangent(const LossTangent<T>& problem, cudaStream_t stream) {
+  with_lanes(problem.outputs.pitch, [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::value;
+    launch(cross_entropy_tangent_kernel<T, kLanes>,
+           {.operation = "softmax_cross_entropy_tangent",
+            .grid = static_cast<unsigned>(ceil_div(problem.outputs.rows, kThreads / kLanes)),
+            .block = kThreads,
+            .stream = stream},
+           problem);
+  });
+}
+
+template <class T>
+void elementwise_loss_tangent(int loss_id, const LossTangent<T>& problem, cudaStream_t stream) {
+  dispatch_loss(loss_id, [&](auto rule) {
+    launch(elementwise_loss_tangent_kernel<T, decltype(rule)>,
+           elementwise("elementwise_loss_tangent", problem.gradient_tangent.size(), stream),
+           problem);
+  });
+}
+
 #define TW_INSTANTIATE(T)                                                            \
   template void softmax_cross_entropy(const Loss<T>&, const Scratch&, cudaStream_t); \
   template void elementwise_loss(int, const Loss<T>&, const Scratch&, cudaStream_t); \
+  template void softmax_cross_entropy_tangent(const LossTangent<T>&, cudaStream_t);  \
+  template void elementwise_loss_tangent(int, const LossTangent<T>&, cudaStream_t);  \
   template void softmax(const Matrix<const T>&, const Matrix<T>&, cudaStream_t);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

@@ -46,6 +46,23 @@ template <class T>
 void elementwise_loss(int loss_id, const Loss<T>& problem, const Scratch& scratch,
                       cudaStream_t stream);
 
+// gradient_tangent = gradient_scale * w_i * (d^2(loss_i)/d(output)^2) output_tangent
+template <class T>
+struct LossTangent {
+  Matrix<const T> outputs;
+  Matrix<const T> output_tangent;
+  Matrix<const T> targets{};       // absent: integer labels, which the product does not need
+  const T* row_weights = nullptr;  // [rows] or null for ones
+  double label_smoothing = 0.0;
+  double parameter = 0.0;
+  double gradient_scale = 1.0;
+  Matrix<T> gradient_tangent;
+};
+template <class T>
+void softmax_cross_entropy_tangent(const LossTangent<T>& problem, cudaStream_t stream);
+template <class T>
+void elementwise_loss_tangent(int loss_id, const LossTangent<T>& problem, cudaStream_t stream);
+
 // Rows of probabilities; they may lie where the logits are.
 template <class T>
 void softmax(const Matrix<const T>& logits, const Matrix<T>& probabilities, cudaStream_t stream);

@@ -66,6 +66,22 @@ TW_KERNEL void maxout_backward_kernel(const Matrix<const T> z, const Matrix<cons
   });
 }
 
+template <class T>
+TW_KERNEL void maxout_tangent_kernel(const Matrix<const T> z, const Matrix<const T> z_tangent,
+                                     const Matrix<T> y_tangent, const std::int64_t pieces) {
+  for_quads(y_tangent, [&](std::int64_t row, std::int64_t column) {
+    Quad<T> out{};
+    TW_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
+      if (column + j >= y_tangent.width) continue;
+      const std::int64_t first = (column + j) * pieces;
+      const std::int64_t piece = winner_of(z.data + row * z.pitch + first, pieces).piece;
+      out[j] = z_tangent.data[row * z_tangent.pitch + first + piece];
+    }
+    store_quad(y_tangent, row, column, out);
+  });
+}
+
 }  // namespace
 
 // ---- Launchers ----------------------------------------------------------------------------------
@@ -83,10 +99,19 @@ void maxout_backward(const Matrix<const T>& z, const Matrix<const T>& dy, const 
          pieces);
 }
 
+template <class T>
+void maxout_tangent(const Matrix<const T>& z, const Matrix<const T>& z_tangent,
+                    const Matrix<T>& y_tangent, std::int64_t pieces, cudaStream_t stream) {
+  launch(maxout_tangent_kernel<T>, elementwise("maxout_tangent", y_tangent.size(), stream), z,
+         z_tangent, y_tangent, pieces);
+}
+
 #define TW_INSTANTIATE(T)                                                                         \
   template void maxout(const Matrix<const T>&, const Matrix<T>&, std::int64_t, cudaStream_t);     \
   template void maxout_backward(const Matrix<const T>&, const Matrix<const T>&, const Matrix<T>&, \
-                                std::int64_t, cudaStream_t);
+                                std::int64_t, cudaStream_t);                                      \
+  template void maxout_tangent(const Matrix<const T>&, const Matrix<const T>&, const Matrix<T>&,  \
+                               std::int64_t, cudaStream_t);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)
 #undef TW_INSTANTIATE
