@@ -94,7 +94,7 @@ class DeviceArray {
     expect_that(std::all_of(all.end() - kGuardBytes, all.end(), untouched),
                 "wrote behind the end of an array of ", count_);
     std::vector<T> values(static_cast<std::size_t>(count_));
-    std::memcpy(values.data(), all.data() + kGuardBytes, bytes());
+    if (count_ > 0) std::memcpy(values.data(), all.data() + kGuardBytes, bytes());
     return values;
   }
 
