@@ -63,6 +63,20 @@ def test_no_kernel_uses_local_memory(kernels: list[Kernel]) -> None:
 
 
 @needs_disassembly
+def test_products_use_the_units_they_are_for(kernels: list[Kernel]) -> None:
+    """Tensor cores, or fused multiply-adds; operands that come by asynchronous copies."""
+    products = [k for k in kernels if k.template in {"mma_kernel", "simt_kernel"}]
+    assert {k.template for k in products} == {"mma_kernel", "simt_kernel"}
+    for kernel in products:
+        if kernel.template == "mma_kernel":
+            units = ["HMMA", "LDSM"]
+        else:
+            units = ["DFMA" if "double" in kernel.name else "FFMA"]
+        for unit in [*units, "LDGSTS"]:
+            assert kernel.count(unit) >= 8, f"sm_{kernel.arch} {kernel.name}: {unit}"
+
+
+@needs_disassembly
 def test_nobody_adds_floating_point_numbers_atomically(kernels: list[Kernel]) -> None:
     """The order of such sums, and so their last bits, would vary from run to run."""
     atomic = re.compile(r"(ATOM|RED)\w*\..*ADD.*\.(F16|BF16|F32|F64)")

@@ -37,7 +37,6 @@ struct SlabPlace {
   int rows;          // that exist; may be 0 or less
   int column;        // first
   int row_block;
-  int tile_n;
 };
 
 // f(row in the slab, column in the slab) for the quads of this thread; all threads make as many
@@ -57,6 +56,7 @@ TW_DEVICE void for_slab_quads(const F& f) {
 // Whether this block is the last of `arrivals` to get here. Orders memory: the last one sees what
 // all wrote before.
 TW_DEVICE bool arrives_last(unsigned* ticket, int arrivals) {
+  // The whole block has written.
   sync_block();
   const unsigned last = static_cast<unsigned>(arrivals) - 1;
   const bool mine = thread_index().x == 0 && take_ticket(ticket, last) == last;
@@ -289,7 +289,7 @@ TW_DEVICE void cross_entropy_of_slab(const ForwardTask<T>& task, S slab, const S
   const auto classes = static_cast<int>(task.problem.weight.rows);
   const int r = thread_index().x / kLanes;
   const int lane = thread_index().x % kLanes;
-  const bool exists = r < place.rows;
+  const bool exists = place.rows > r;
   T* const z = slab.row(r);
 
   RowMaximum<T> maximum{-FloatFormat<T>::infinity, lane};
@@ -627,16 +627,26 @@ TW_DEVICE TileIndex tile_of_block(const Tiling& tiling) {
   return {first + inside % height, inside / height};
 }
 
-// write_slab(slab, s) copies the sums of slab s of the tile into shared memory; the block has no
-// other use of the memory any more.
+// write_slab(slab, s) copies the sums of slab s of the tile into shared memory, for which the main
+// loop has no use any more; finish(s) takes them from there.
+template <class S, class Write, class Finish>
+TW_DEVICE void for_slabs(S slab, const Write& write_slab, const Finish& finish) {
+  TW_NO_UNROLL
+  for (int s = 0; s < S::kSlabs; ++s) {
+    // Nobody reads what lies there.
+    sync_block();
+    write_slab(slab, s);
+    // The slab is complete.
+    sync_block();
+    finish(s);
+  }
+}
+
+// The epilogue of a tile of a product with so many rows.
 template <class S, class Task, class Write>
 TW_DEVICE void finish(const Task& task, const TileIndex& tile, std::int64_t rows, S slab,
                       const Write& write_slab) {
-  TW_NO_UNROLL
-  for (int s = 0; s < S::kSlabs; ++s) {
-    sync_block();
-    write_slab(slab, s);
-    sync_block();
+  for_slabs(slab, write_slab, [&](int s) {
     const int row_block = tile.m * S::kSlabs + s;
     const std::int64_t row = row_block * kRowBlock;
     const std::int64_t left = rows - row;
@@ -644,9 +654,8 @@ TW_DEVICE void finish(const Task& task, const TileIndex& tile, std::int64_t rows
                    {.row = row,
                     .rows = static_cast<int>(left < S::kRows ? left : S::kRows),
                     .column = tile.n * S::kColumns,
-                    .row_block = row_block,
-                    .tile_n = tile.n});
-  }
+                    .row_block = row_block});
+  });
   finish_tile<S>(task, tile.n, tile.m * S::kSlabs);
 }
 
@@ -658,13 +667,7 @@ TW_DEVICE void finish(const WeightGradientTask<T>& task, const TileIndex& tile, 
                                   .row = tile.m * task.tiling.rows,
                                   .column = tile.n * S::kColumns,
                                   .part = block_index().y};
-  TW_NO_UNROLL
-  for (int s = 0; s < S::kSlabs; ++s) {
-    sync_block();
-    write_slab(slab, s);
-    sync_block();
-    result.finish_slab(slab, s);
-  }
+  for_slabs(slab, write_slab, [&](int s) { result.finish_slab(slab, s); });
   result.finish_tile();
 }
 

@@ -10,6 +10,10 @@
 #include "math/philox.h"
 #include "matrices.h"
 
+#if defined(TW_CUDA_EMULATED)
+#include "cuda/emulator/execution.h"
+#endif
+
 namespace thalweg::cuda {
 namespace {
 
@@ -1139,6 +1143,13 @@ void test_all() {
     test_split_planes(planes, planes <= 1);
     test_split_planes(planes, false);
   }
+#if defined(TW_CUDA_EMULATED)
+  context = "ldmatrix";
+  const emulator::Counters counters = emulator::counters();
+  expect_that(counters.matrix_rows > 0 && counters.matrix_conflicts == 0,
+              "expected no bank conflicts, got ", counters.matrix_conflicts, " in ",
+              counters.matrix_rows, " phases");
+#endif
 }
 
 }  // namespace
