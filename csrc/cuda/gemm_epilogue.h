@@ -392,7 +392,7 @@ TW_DEVICE void merge_losses(const ForwardTask<T>& task, int row_block) {
     if (loss.state) {
       if (value == 0) {
         loss.state->loss = total;
-        if (!is_finite(total) && loss.state->status == StepStatus::kRunning) {
+        if (updates_model(*loss.state) && !is_finite(total)) {
           loss.state->status = StepStatus::kLossNotFinite;
         }
       }

@@ -762,7 +762,8 @@ void test_loss(Precision precision, const Shape& s, const LossCase& options) {
   }
 }
 
-// A loss that is not finite fails the step.
+// A loss that is not finite fails a step that would write the model: one whose rows weigh
+// something.
 void test_loss_fails_step() {
   context = "loss that is not finite";
   std::vector<float> x(65 * 4, 1.0f);
@@ -770,18 +771,22 @@ void test_loss_fails_step() {
   const Operand<float> device_x(65, 4, Precision::kSimt, x);
   const Operand<float> w(10, 4, Precision::kSimt, std::vector<float>(40, 0.5f));
   DeviceArray<int64_t> labels(std::vector<int64_t>(65, 3));
-  DeviceArray<StepState> state(std::vector<StepState>{StepState{}});
-  Workspace workspace;
-  DenseForward<float> problem;
-  problem.x = device_x;
-  problem.weight = w;
-  problem.takes_loss = true;
-  problem.loss.labels = labels.data();
-  problem.loss.state = state.data();
-  run_forward(problem, workspace);
-  const StepState after = state.download()[0];
-  expect_that(after.status == StepStatus::kLossNotFinite && std::isnan(after.loss),
-              "expected a failed step");
+  for (const double weight : {65.0, 0.0}) {
+    StepState before;
+    before.weight = weight;
+    DeviceArray<StepState> state(std::vector<StepState>{before});
+    Workspace workspace;
+    DenseForward<float> problem;
+    problem.x = device_x;
+    problem.weight = w;
+    problem.takes_loss = true;
+    problem.loss.labels = labels.data();
+    problem.loss.state = state.data();
+    run_forward(problem, workspace);
+    const StepState after = state.download()[0];
+    const StepStatus want = weight > 0 ? StepStatus::kLossNotFinite : StepStatus::kRunning;
+    expect_that(after.status == want && std::isnan(after.loss), "status at weight ", weight);
+  }
 }
 
 // ---- Epilogue of the input gradient
