@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from support import Array, case_model, model_of, set_values, snapshot
 from test_gradients import LOSSES, NETWORKS, setup
 from thalweg import landscape, nn
 
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="second derivatives run on the CPU")
 EXACT = 1e-11
 CASES = 40
 

@@ -319,6 +319,7 @@ def test_random_networks(training: bool, tmp_path: Path) -> None:
     assert np.quantile(ours, 0.99) <= 3e-6
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="second derivatives run on the CPU")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_second_derivatives_of_random_networks(training: bool, tmp_path: Path) -> None:
     """Products with the Hessian and with Gauss-Newton against PyTorch's double backward."""

@@ -9,6 +9,7 @@
 #include "network/flat.h"
 #include "network/path.h"
 #include "training/engine.h"
+#include "training/model_objective.h"
 #include "training/typed_objective.h"
 
 namespace thalweg {
@@ -33,12 +34,12 @@ void add_compensated(double& sum, double& rest, double term) {
 std::unique_ptr<Objective> Objective::create(const Model& model, const Data& data,
                                              const ObjectiveOptions& options,
                                              const Interrupt& interrupt) {
-  expect<DeviceError>(model.device() == "cpu",
-                      "[Objective] expected a model on the CPU, got one on ", model.device(),
-                      "; load its checkpoint with device=\"cpu\"");
-  if (model.description().dtype == DType::kFloat64)
-    return std::make_unique<TypedObjective<double>>(model, data, options, interrupt);
-  return std::make_unique<TypedObjective<float>>(model, data, options, interrupt);
+  const auto make = [&]<class T>(T) -> std::unique_ptr<Objective> {
+    if (model.device() == "cpu")
+      return std::make_unique<TypedObjective<T>>(model, data, options, interrupt);
+    return std::make_unique<ModelObjective<T>>(model, data, options, interrupt);
+  };
+  return model.description().dtype == DType::kFloat64 ? make(0.0) : make(0.0f);
 }
 
 template <class T>

@@ -35,7 +35,8 @@ class Objective:
     Parameters
     ----------
     model : Model
-        On the CPU.
+        On CUDA there are `value` and `grad` only, in one chunk, and with batch norm dropout goes
+        with batch statistics.
     x : array ``[rows, in_features]``
         May be larger than memory (`numpy.memmap`): it is read in chunks.
     y : array ``[rows]`` or ``[rows, out_features]``
@@ -57,7 +58,7 @@ class Objective:
     ValueError, TypeError
         For data that do not fit the model, or a chunk smaller than a batch norm needs.
     DeviceError
-        For a model on another device than the CPU.
+        For what a model on CUDA does not have yet; products raise it too.
 
     Notes
     -----
