@@ -25,8 +25,7 @@ constexpr int kSumColumns = 128;
 constexpr int kSumThreads = 256;
 constexpr int kSplitThreads = 256;
 
-// ---- Kernels
-// --------------------------------------------------------------------------------------
+// ---- Kernels ------------------------------------------------------------------------------------
 
 template <class T>
 struct ColumnSumsTask {
@@ -80,8 +79,7 @@ void split_planes_kernel(const Matrix<float> matrix) {
   }
 }
 
-// ---- Scratch memory
-// -------------------------------------------------------------------------------
+// ---- Scratch memory -----------------------------------------------------------------------------
 
 // Gives parts of scratch memory, or counts them when there is none yet.
 class Cursor {
@@ -125,12 +123,11 @@ RowMerge plan_merge(Cursor& cursor, std::int64_t rows, std::int64_t pitch, int i
   merge.group_count = static_cast<int>(ceil_div(blocks, per_group));
   merge.blocks = cursor.take<double>(blocks * items * pitch);
   merge.groups = cursor.take<double>(merge.group_count * group_items * pitch);
-  merge.tickets = cursor.take_tickets(tiles_n * (merge.group_count + 1));
+  merge.tickets = cursor.take_tickets(tiles_n * tickets_of_merge(merge.group_count));
   return merge;
 }
 
-// ---- Tiles
-// ----------------------------------------------------------------------------------------
+// ---- Tiles --------------------------------------------------------------------------------------
 
 Tiling cut(TileShape shape, std::int64_t rows, std::int64_t columns, bool weight_gradient = false) {
   Tiling tiling{.shape = shape, .rows = 64, .columns = 64};
@@ -190,8 +187,7 @@ Tiling tiling_of(const DenseWeightGradient<T>& p, std::int64_t most_parts) {
   return cut(shape, p.dw.rows, p.dw.pitch, true);
 }
 
-// ---- Tasks
-// ----------------------------------------------------------------------------------------
+// ---- Tasks --------------------------------------------------------------------------------------
 
 template <class T>
 ForwardTask<T> plan(const DenseForward<T>& p, Cursor& cursor) {
@@ -242,7 +238,7 @@ WeightGradientTask<T> plan(const DenseWeightGradient<T>& p, Cursor& cursor) {
   if (split.count > 1) {
     task.parts = cursor.take<T>(split.count * tile);
     task.groups = cursor.take<T>(split.group_count * tile);
-    task.tickets = cursor.take_tickets(tiles * (split.group_count + 1));
+    task.tickets = cursor.take_tickets(tiles * tickets_of_merge(split.group_count));
   }
   if (p.squares) {
     task.squares = cursor.take<double>(tiles);
@@ -257,8 +253,7 @@ RowMerge plan(const ColumnSums<T>& p, Cursor& cursor) {
                     kTickets);
 }
 
-// ---- Launches
-// -------------------------------------------------------------------------------------
+// ---- Launches -----------------------------------------------------------------------------------
 
 // What follows guards against mistakes of the back end: no input of a user gets here unchecked.
 void expect(bool condition, const char* what) {

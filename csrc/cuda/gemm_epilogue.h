@@ -50,8 +50,7 @@ TW_DEVICE void for_slab_quads(const F& f) {
   }
 }
 
-// ---- Merging
-// --------------------------------------------------------------------------------------
+// ---- Merging ------------------------------------------------------------------------------------
 
 // Whether this block is the last of `arrivals` to get here. Orders memory: the last one sees what
 // all wrote before.
@@ -71,7 +70,7 @@ TW_DEVICE int at_most_int(int x, int highest) { return x < highest ? x : highest
 template <class Merge>
 TW_DEVICE void merge_row_blocks(const RowMerge& plan, int tile_n, int row_block, int tile_blocks,
                                 int first_column, int columns, const Merge& merge) {
-  unsigned* const tickets = plan.tickets + tile_n * (plan.group_count + 1);
+  unsigned* const tickets = plan.tickets + tile_n * tickets_of_merge(plan.group_count);
   const int group = row_block / plan.blocks_per_group;
   const int first = group * plan.blocks_per_group;
   const int last = at_most_int(first + plan.blocks_per_group, plan.block_count);
@@ -79,7 +78,7 @@ TW_DEVICE void merge_row_blocks(const RowMerge& plan, int tile_n, int row_block,
   for (int c = thread_index().x; c < columns; c += block_size().x) {
     merge.blocks(first_column + c, first, last, group);
   }
-  if (!arrives_last(tickets + plan.group_count, plan.group_count)) return;
+  if (plan.group_count > 1 && !arrives_last(tickets + plan.group_count, plan.group_count)) return;
   for (int c = thread_index().x; c < columns; c += block_size().x) merge.finish(first_column + c);
 }
 
@@ -131,7 +130,6 @@ struct MomentMerge {
     to[2 * plan.pitch] = total.weight;
   }
   TW_DEVICE void finish(int column) const {
-    if (column >= pitch_of(width)) return;
     Moments total{0.0, 0.0, 0.0, 0.0};
     for (int g = 0; g < plan.group_count; ++g) {
       const double* const item = plan.groups + 3 * g * plan.pitch + column;
@@ -151,8 +149,7 @@ struct MomentMerge {
   }
 };
 
-// ---- Parts of the epilogues
-// -----------------------------------------------------------------------
+// ---- Parts of the epilogues ---------------------------------------------------------------------
 
 template <class T>
 TW_DEVICE Quad<T> activate(const Activation& phi, Quad<T> z) {
@@ -258,8 +255,7 @@ TW_DEVICE void merge_column_sums(const RowMerge& plan, int tile_n, int row_block
                    SumMerge<decltype(write)>{plan, write});
 }
 
-// ---- Softmax cross-entropy of a slab that holds whole rows of logits
-// ------------------------------
+// ---- Softmax cross-entropy of a slab that holds whole rows of logits ----------------------------
 
 template <class T>
 struct RowMaximum {
@@ -408,8 +404,7 @@ TW_DEVICE void merge_losses(const ForwardTask<T>& task, int row_block) {
                    SumMerge<decltype(write)>{task.loss, write});
 }
 
-// ---- The three epilogues
-// --------------------------------------------------------------------------
+// ---- The three epilogues ------------------------------------------------------------------------
 
 // A slab of X W^T.
 template <class S, class T>
@@ -586,7 +581,7 @@ struct WeightGradientTile {
   TW_DEVICE void finish_tile() {
     const BatchSplit& split = task.split;
     if (split.count > 1) {
-      unsigned* const tickets = task.tickets + tile * (split.group_count + 1);
+      unsigned* const tickets = task.tickets + tile * tickets_of_merge(split.group_count);
       const int group = part / split.per_group;
       const int first = group * split.per_group;
       const int last = at_most_int(first + split.per_group, split.count);
@@ -594,7 +589,9 @@ struct WeightGradientTile {
       merge(task.parts, first, last, [&](int slab, int r, int c, const Quad<T>& x) {
         store_quad(task.groups + offset(group, slab, r, c), x);
       });
-      if (!arrives_last(tickets + split.group_count, split.group_count)) return;
+      if (split.group_count > 1 && !arrives_last(tickets + split.group_count, split.group_count)) {
+        return;
+      }
       merge(task.groups, 0, split.group_count,
             [&](int slab, int r, int c, const Quad<T>& x) { write(slab * S::kRows + r, c, x); });
     }
@@ -610,8 +607,7 @@ struct WeightGradientTile {
   }
 };
 
-// ---- From the main loop to the result
-// --------------------------------------------------------------
+// ---- From the main loop to the result -----------------------------------------------------------
 
 // Which tile a block owns. Blocks that run at the same time share rows and columns.
 struct TileIndex {

@@ -217,6 +217,7 @@ void mma_kernel(TW_GRID_CONSTANT const Task task) {
 
 template <class Tile, int planes, class Task>
 void launch_tile(const Task& task, unsigned parts, cudaStream_t stream) {
+  expect_tile<Tile>(task);
   using L = Loop<Task, Tile, planes>;
   launch(mma_kernel<Task, Tile, planes>,
          {.operation = "dense",

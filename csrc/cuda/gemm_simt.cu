@@ -185,6 +185,7 @@ void simt_kernel(TW_GRID_CONSTANT const Task task) {
 
 template <class Tile, class Task>
 void launch_tile(const Task& task, unsigned parts, cudaStream_t stream) {
+  expect_tile<Tile>(task);
   launch(simt_kernel<Task, Tile>,
          {.operation = "dense",
           .grid = dim3(static_cast<unsigned>(task.tiling.count()), parts),

@@ -31,8 +31,7 @@ double product_bound(int64_t depth) {
   return (16 + std::sqrt(static_cast<double>(depth)) / 16) * kUnit<T>;
 }
 
-// ---- Operands
-// -------------------------------------------------------------------------------------
+// ---- Operands -----------------------------------------------------------------------------------
 
 float round_to_bfloat16(float value) {
   if (!std::isfinite(value)) return value;
@@ -207,8 +206,7 @@ const char* name_of(TileShape tile) {
   return "narrow";
 }
 
-// ---- Plain products
-// -------------------------------------------------------------------------------
+// ---- Plain products -----------------------------------------------------------------------------
 
 enum class Form { kForward, kInputGradient, kWeightGradient };
 
@@ -374,8 +372,7 @@ void test_rows_are_independent(Precision precision) {
   expect_same_bits("row", one, {all.end() - s.out, all.end()});
 }
 
-// ---- Epilogue of the forward product
-// --------------------------------------------------------------
+// ---- Epilogue of the forward product ------------------------------------------------------------
 
 // phi and its derivative at z, from their definitions.
 double phi(int id, double z, double a) {
@@ -544,8 +541,7 @@ void test_forward_epilogue(Precision precision, TileShape tile, const Shape& s, 
   expect_close("y", got_y, want_y, bound_y);
 }
 
-// ---- Batch-norm statistics
-// ------------------------------------------------------------------------
+// ---- Batch-norm statistics ----------------------------------------------------------------------
 
 template <class T>
 void test_statistics(Precision precision, TileShape tile, const Shape& s, double mean,
@@ -648,8 +644,7 @@ void test_statistics(Precision precision, TileShape tile, const Shape& s, double
   }
 }
 
-// ---- Softmax cross-entropy
-// ------------------------------------------------------------------------
+// ---- Softmax cross-entropy ----------------------------------------------------------------------
 
 struct LossCase {
   bool weighted = false;
@@ -789,8 +784,7 @@ void test_loss_fails_step() {
   }
 }
 
-// ---- Epilogue of the input gradient
-// ---------------------------------------------------------------
+// ---- Epilogue of the input gradient -------------------------------------------------------------
 
 struct GradientCase {
   int id = 0;
@@ -885,8 +879,7 @@ void test_input_gradient_epilogue(Precision precision, TileShape tile, const Sha
   expect_close("bias gradient", bias.download(), sums, sum_bounds);
 }
 
-// ---- Weight gradient
-// ------------------------------------------------------------------------------
+// ---- Weight gradient ----------------------------------------------------------------------------
 
 template <class T>
 void test_weight_gradient_epilogue(Precision precision, TileShape tile, const Shape& s, int parts,
@@ -921,15 +914,13 @@ void test_weight_gradient_epilogue(Precision precision, TileShape tile, const Sh
   expect_close("squares", squares.download(), {sum}, 0.0);
 }
 
-// ---- Replays, and what stands alone
-// ---------------------------------------------------------------
+// ---- Replays, and what stands alone -------------------------------------------------------------
 
 // A graph of all three products, replayed: the same bits every time, whatever the schedule.
-void test_replays() {
+void test_replays(Precision precision) {
   context = "replays";
   const Shape s{2200, 40, 20};
   Random random(5);
-  const auto precision = Precision::kTwoPlanes;
   const Operand<float> x(s.rows, s.in, precision, random.normals<float>(s.rows * s.in));
   const Operand<float> w(s.out, s.in, precision, random.normals<float>(s.out * s.in));
   const Operand<float> dy(s.rows, s.out, precision, random.normals<float>(s.rows * s.out));
@@ -1057,8 +1048,27 @@ void test_split_planes(int planes, bool rounded) {
   }
 }
 
-// ---- All of it
-// ------------------------------------------------------------------------------------
+// A tile that a product does not have is an error, not another tile.
+void test_missing_tile() {
+  context = "a tile that there is not";
+  const Operand<double> x(3, 4, Precision::kSimt, std::vector<double>(12, 1.0));
+  const Operand<double> w(5, 4, Precision::kSimt, std::vector<double>(20, 1.0));
+  DeviceMatrix<double> y(3, 5);
+  DenseForward<double> problem;
+  problem.x = x;
+  problem.weight = w;
+  problem.y = y;
+  problem.tile = TileShape::kLarge;
+  bool thrown = false;
+  try {
+    dense_forward(problem, nullptr);
+  } catch (const InternalError&) {
+    thrown = true;
+  }
+  expect_that(thrown, "expected an InternalError");
+}
+
+// ---- All of it ----------------------------------------------------------------------------------
 
 bool exists(Form form, TileShape tile, bool is_double) {
   if (tile == TileShape::kLarge) return !is_double;
@@ -1131,15 +1141,26 @@ void test_epilogues(Precision precision) {
   test_weight_gradient_epilogue<T>(precision, TileShape::kSmall, {0, 20, 20}, 0, false);
 }
 
+bool has_tensor_cores() {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "test");
+  return major >= 8;
+}
+
 void test_all() {
   for (const Precision precision : kPrecisions) {
+    if (precision != Precision::kSimt && !has_tensor_cores()) continue;
     test_products<float>(precision);
     test_epilogues<float>(precision);
   }
   test_products<double>(Precision::kSimt);
   test_epilogues<double>(Precision::kSimt);
+  // More columns of tiles than there are tickets for two levels.
+  test_input_gradient_epilogue<float>(Precision::kSimt, TileShape::kSmall, {2, 134400, 1},
+                                      {.signs = true});
+  test_missing_tile();
   test_loss_fails_step();
-  test_replays();
+  test_replays(has_tensor_cores() ? Precision::kTwoPlanes : Precision::kSimt);
   for (const bool accumulate : {false, true}) {
     test_column_sums<float>(200, 37, accumulate);
     test_column_sums<double>(4200, 129, accumulate);
@@ -1151,7 +1172,7 @@ void test_all() {
 #if defined(TW_CUDA_EMULATED)
   context = "ldmatrix";
   const emulator::Counters counters = emulator::counters();
-  expect_that(counters.matrix_rows > 0 && counters.matrix_conflicts == 0,
+  expect_that((counters.matrix_rows > 0 || !has_tensor_cores()) && counters.matrix_conflicts == 0,
               "expected no bank conflicts, got ", counters.matrix_conflicts, " in ",
               counters.matrix_rows, " phases");
 #endif
