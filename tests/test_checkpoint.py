@@ -379,16 +379,6 @@ def test_well_formed_files_with_wrong_content(case: str, path: Path) -> None:
         tw.Model.load(path, device=DEVICE)
 
 
-def test_a_precision_that_the_device_does_not_have(path: Path) -> None:
-    trained(dtype="float32").save(path)
-    metadata, tensors = _testing.read_checkpoint(str(path), True)
-    metadata["description"] = metadata["description"].replace('"highest"', '"medium"')
-    _testing.write_checkpoint(str(path), metadata, tensors)
-    with pytest.raises(ValueError, match="matmul_precision") as raised:
-        tw.Model.load(path, device="cpu")
-    assert not isinstance(raised.value, tw.CheckpointError)
-
-
 def test_loading_runs_no_code(path: Path) -> None:
     """Audit events of a load: none of exec, compile, import or unpickling."""
     trained().save(path)

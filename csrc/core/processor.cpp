@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include "core/error.h"
@@ -15,7 +19,7 @@ namespace thalweg {
 namespace {
 
 constexpr InstructionSet kInstructionSets[] = {InstructionSet::kBaseline, InstructionSet::kV3,
-                                               InstructionSet::kV4};
+                                               InstructionSet::kV4, InstructionSet::kV4Bfloat16};
 
 #if defined(__x86_64__)
 
@@ -24,9 +28,9 @@ struct Registers {
 };
 
 // Zeros when the processor does not know the leaf.
-Registers cpuid(unsigned leaf) {
+Registers cpuid(unsigned leaf, unsigned part = 0) {
   Registers r{};
-  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  __get_cpuid_count(leaf, part, &r.eax, &r.ebx, &r.ecx, &r.edx);
   return r;
 }
 
@@ -40,7 +44,7 @@ unsigned saved_state() {
   return low;
 }
 
-// The x86-64-v3 and x86-64-v4 levels of the System V ABI.
+// The x86-64-v3 and x86-64-v4 levels of the System V ABI, and AVX512-BF16 on top.
 InstructionSet detect() {
   constexpr unsigned kSavesYmm = 0x06;
   constexpr unsigned kSavesZmm = 0xe6;
@@ -58,12 +62,31 @@ InstructionSet detect() {
       !has(saved_state(), kSavesZmm)) {
     return InstructionSet::kV3;
   }
-  return InstructionSet::kV4;
+  constexpr unsigned kBfloat16 = 1u << 5;  // AVX512_BF16
+  return has(cpuid(7, 1).eax, kBfloat16) ? InstructionSet::kV4Bfloat16 : InstructionSet::kV4;
+}
+
+#if defined(__linux__)
+
+bool lends_matrix_unit() {
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;  // of leaf 7
+  if (!has(cpuid(7).edx, kBfloat16 | kTiles)) return false;
+  // Linux wants to be asked before a process uses the tiles, whose state is 8 KiB per thread.
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 #else
 
+bool lends_matrix_unit() { return false; }
+
+#endif
+
+#else
+
 InstructionSet detect() { return InstructionSet::kBaseline; }
+bool lends_matrix_unit() { return false; }
 
 #endif
 
@@ -77,6 +100,8 @@ const char* instruction_set_name(InstructionSet isa) {
       return "v3";
     case InstructionSet::kV4:
       return "v4";
+    case InstructionSet::kV4Bfloat16:
+      return "v4_bf16";
   }
   return "unknown";
 }
@@ -98,8 +123,15 @@ InstructionSet selected_instruction_set() {
                        "; unset it to choose the best one");
     return isa;
   }
-  throw ValueError(concat("[processor] expected THALWEG_ISA to be baseline, v3 or v4, got ", wanted,
-                          "; unset it to choose the best one"));
+  throw ValueError(
+      concat("[processor] expected THALWEG_ISA to be baseline, v3, v4 or v4_bf16, got ", wanted,
+             "; unset it to choose the best one"));
+}
+
+bool has_matrix_unit() {
+  static const bool lent =
+      detect_instruction_set() == InstructionSet::kV4Bfloat16 && lends_matrix_unit();
+  return lent;
 }
 
 std::string processor_name() {

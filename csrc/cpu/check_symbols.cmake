@@ -14,7 +14,7 @@ foreach(object IN LISTS OBJECTS)
   foreach(line IN LISTS weak)
     string(REGEX REPLACE "^[0-9a-fA-F]+ [WVu] " "" symbol "${line}")
     # A mangled name that mentions the namespace anywhere differs between instruction sets.
-    if(NOT symbol MATCHES "^_Z.*[0-9](x86_64_)?(baseline|v3|v4)" AND NOT symbol MATCHES "^DW\\.ref\\.")
+    if(NOT symbol MATCHES "^_Z.*[0-9](x86_64_)?(baseline|v3|v4|v4_bf16)" AND NOT symbol MATCHES "^DW\\.ref\\.")
       cmake_path(GET object FILENAME name)
       list(APPEND strays "  ${name}: ${symbol}")
     endif()

@@ -13,6 +13,7 @@ namespace thalweg::cpu {
 TW_DECLARE_TABLES(x86_64_baseline)
 TW_DECLARE_TABLES(x86_64_v3)
 TW_DECLARE_TABLES(x86_64_v4)
+TW_DECLARE_TABLES(x86_64_v4_bf16)
 #else
 TW_DECLARE_TABLES(baseline)
 #endif
@@ -20,6 +21,7 @@ TW_DECLARE_TABLES(baseline)
 template <>
 const Kernels<float>& kernels(InstructionSet isa) {
 #if defined(__x86_64__)
+  if (isa == InstructionSet::kV4Bfloat16) return x86_64_v4_bf16::float_kernels();
   if (isa == InstructionSet::kV4) return x86_64_v4::float_kernels();
   if (isa == InstructionSet::kV3) return x86_64_v3::float_kernels();
   return x86_64_baseline::float_kernels();
@@ -32,6 +34,7 @@ const Kernels<float>& kernels(InstructionSet isa) {
 template <>
 const Kernels<double>& kernels(InstructionSet isa) {
 #if defined(__x86_64__)
+  if (isa == InstructionSet::kV4Bfloat16) return x86_64_v4_bf16::double_kernels();
   if (isa == InstructionSet::kV4) return x86_64_v4::double_kernels();
   if (isa == InstructionSet::kV3) return x86_64_v3::double_kernels();
   return x86_64_baseline::double_kernels();

@@ -1,5 +1,8 @@
 // The dense layer's forward pass and its input gradient: C = A B with everything that follows done
 // while a block of C is in the first-level cache.
+#include <type_traits>
+
+#include "cpu/amx.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/operations.h"
 #include "math/activations.h"
@@ -8,13 +11,15 @@ namespace thalweg::cpu {
 inline namespace TW_ISA {
 namespace {
 
-// Rows x (kVectors vectors) of C; all pointers at its first row and column.
-template <class T>
+// Rows x (kVectors vectors) of C; all pointers at its first row and column. Factors are T or pairs
+// of bfloat16 numbers, of which a panel of A has half as many columns and one of B half as many
+// rows.
+template <class T, class E>
 struct BlockArguments {
-  const T* a;
+  const E* a;
   std::int64_t a_stride;  // between panels of A
-  const T* b;
-  std::int64_t depth;  // products of this call, from the first column of a panel of A
+  const E* b;
+  std::int64_t depth;  // factors of this call, from the first column of a panel of A
   T* c;
   bool add;             // to what C holds
   bool last;            // the sum is complete: do what follows
@@ -27,22 +32,26 @@ struct BlockArguments {
   const T* gate;        // C *= the derivative of ReLU at its output `gate`, or null
 };
 
-template <class T, int kVectors>
+// Factors in a row of a panel of A.
+template <class E>
+inline constexpr std::int64_t kDepth = kPanel / Factor<E>::kProducts;
+
+template <class T, class E, int kVectors>
 struct DenseBlock {
   template <int kRows>
   struct Rows {
-    static void run(const BlockArguments<T>& arguments) {
-      const BlockArguments<T> block = arguments;
+    static void run(const BlockArguments<T, E>& arguments) {
+      const BlockArguments<T, E> block = arguments;
       Accumulator<T, kRows, kVectors> sum;
       sum.clear();
-      const T* a = block.a;
-      const T* b = block.b;
-      for (std::int64_t panel = block.depth / kPanel; panel > 0; --panel) {
-        sum.template multiply<kPanel, 1>(a, b, kPanel);
+      const E* a = block.a;
+      const E* b = block.b;
+      for (std::int64_t panel = block.depth / kDepth<E>; panel > 0; --panel) {
+        sum.template multiply<kDepth<E>, 1>(a, b, kDepth<E>);
         a += block.a_stride;
-        b += kTile;
+        b += kDepth<E> * kPanel;
       }
-      sum.template multiply<kPanel, 1>(a, b, block.depth % kPanel);
+      sum.template multiply<kDepth<E>, 1>(a, b, block.depth % kDepth<E>);
       if (block.add) {
         each(sum, [&](Vec<T>& x, std::int64_t at, int)
                       TW_ALWAYS_INLINE { x = Vec<T>::load(block.c + at) + x; });
@@ -52,7 +61,7 @@ struct DenseBlock {
     }
 
     static TW_INLINE void finish(Accumulator<T, kRows, kVectors>& sum,
-                                 const BlockArguments<T>& block) {
+                                 const BlockArguments<T, E>& block) {
       if (block.scale) {
         Vec<T> scale[kVectors];
         for (int j = 0; j < kVectors; ++j)
@@ -98,20 +107,23 @@ struct DenseBlock {
 };
 
 // One row block x one group of columns.
-template <class T, int kVectors>
-void multiply_group(BlockArguments<T> block, std::int64_t depth, std::int64_t rows) {
+template <class T, class E, int kVectors>
+void multiply_group(BlockArguments<T, E> block, std::int64_t depth, std::int64_t rows) {
   constexpr int kMost = kMaxRows<kVectors>;
-  static constexpr BlockTable<DenseBlock<T, kVectors>::template Rows, BlockArguments<T>, kMost>
+  constexpr std::int64_t kProducts = Factor<E>::kProducts;
+  static constexpr BlockTable<DenseBlock<T, E, kVectors>::template Rows, BlockArguments<T, E>,
+                              kMost>
       kTable;
-  const BlockArguments<T> origin = block;
+  const BlockArguments<T, E> origin = block;
   std::int64_t begin = 0;
   do {
-    block.depth = depth - begin < kPromote ? depth - begin : kPromote;
-    block.last = begin + block.depth == depth;
+    const std::int64_t products = depth - begin < kPromote ? depth - begin : kPromote;
+    block.depth = ceil_div(products, kProducts);
+    block.last = begin + products == depth;
     for_row_parts<kMost>(rows, [&](std::int64_t row, std::int64_t count) TW_ALWAYS_INLINE {
       const std::int64_t offset = row * kPanel;
-      block.a = origin.a + begin / kPanel * origin.a_stride + offset;
-      block.b = origin.b + begin * kPanel;
+      block.a = origin.a + begin / kPanel * origin.a_stride + row * kDepth<E>;
+      block.b = origin.b + begin / kProducts * kPanel;
       block.c = origin.c + offset;
       block.pre = origin.pre ? origin.pre + offset : nullptr;
       block.gate = origin.gate ? origin.gate + offset : nullptr;
@@ -134,9 +146,11 @@ void zero_columns(T* c, std::int64_t rows, std::int64_t first) {
   }
 }
 
-// Rows [row, row + rows) of panel p of C, within one row block.
-template <class T>
-void multiply_block(const Gemm<T>& g, std::int64_t row, std::int64_t rows, std::int64_t p) {
+// Rows [row, row + rows) of panel p of C, within one row block. `a` and `b` are the factors of all
+// of A and B.
+template <class T, class E>
+void multiply_block(const Gemm<T>& g, const E* a, const E* b, std::int64_t row, std::int64_t rows,
+                    std::int64_t p) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
   const std::int64_t lanes = g.c.lanes(p);
   const std::int64_t offset = (p * g.c.rows + row) * kPanel;
@@ -146,27 +160,44 @@ void multiply_block(const Gemm<T>& g, std::int64_t row, std::int64_t rows, std::
   T* const pre = advance(g.pre, offset);
   const T* const at = advance(g.derivative_at, offset);
 
+  bool add = g.accumulate;
+  std::int64_t depth = g.a.width;
+#if defined(TW_AMX)
+  if constexpr (std::is_same_v<E, BfloatPair>) {
+    if (has_matrix_unit()) {
+      const Tiles tiles;
+      for (std::int64_t r = 0; r < rows; r += kPanel)
+        multiply_on_tiles(a + (row + r) * kDepth<E>, g.a.rows * kDepth<E>,
+                          b + p * panels_of(depth) * kDepth<E> * kPanel, panels_of(depth),
+                          rows - r < kPanel ? rows - r : kPanel, add, c + r * kPanel);
+      // What is left is what follows the sum.
+      add = true;
+      depth = 0;
+    }
+  }
+#endif
   const std::int64_t vectors = ceil_div(lanes, kLanes);
   for (std::int64_t vector = 0; vector < vectors; vector += kGroupVectors) {
     const std::int64_t column = vector * kLanes;
-    const BlockArguments<T> group{.a = advance(g.a.data, row * kPanel),
-                                  .a_stride = g.a.rows * kPanel,
-                                  .b = advance(g.b, p * panels_of(g.a.width) * kTile + column),
-                                  .depth = 0,
-                                  .c = c + column,
-                                  .add = g.accumulate,
-                                  .last = false,
-                                  .column = column,
-                                  .lanes = lanes,
-                                  .scale = advance(g.scale, p * kPanel + column),
-                                  .shift = advance(g.shift, p * kPanel + column),
-                                  .pre = advance(pre, column),
-                                  .relu = g.activation.id == kActivationRelu,
-                                  .gate = gated ? at + column : nullptr};
+    const BlockArguments<T, E> group{
+        .a = advance(a, row * kDepth<E>),
+        .a_stride = g.a.rows * kDepth<E>,
+        .b = advance(b, p * panels_of(g.a.width) * kDepth<E> * kPanel + column),
+        .depth = 0,
+        .c = c + column,
+        .add = add,
+        .last = false,
+        .column = column,
+        .lanes = lanes,
+        .scale = advance(g.scale, p * kPanel + column),
+        .shift = advance(g.shift, p * kPanel + column),
+        .pre = advance(pre, column),
+        .relu = g.activation.id == kActivationRelu,
+        .gate = gated ? at + column : nullptr};
     if (vectors - vector >= kGroupVectors) {
-      multiply_group<T, kGroupVectors>(group, g.a.width, rows);
+      multiply_group<T, E, kGroupVectors>(group, depth, rows);
     } else {
-      multiply_group<T, 1>(group, g.a.width, rows);
+      multiply_group<T, E, 1>(group, depth, rows);
     }
   }
   if (vectors * kLanes < kPanel) {
@@ -189,7 +220,15 @@ template <class T>
 void gemm(const Gemm<T>& problem, Range rows, Range panels) {
   for (std::int64_t row = rows.begin; row < rows.end; row += kRowBlock) {
     const std::int64_t count = rows.end - row < kRowBlock ? rows.end - row : kRowBlock;
-    for (std::int64_t p = panels.begin; p < panels.end; ++p) multiply_block(problem, row, count, p);
+    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+      if constexpr (std::is_same_v<T, float>) {
+        if (problem.b_pairs) {
+          multiply_block(problem, problem.a_pairs, problem.b_pairs, row, count, p);
+          continue;
+        }
+      }
+      multiply_block(problem, problem.a.data, problem.b, row, count, p);
+    }
   }
 }
 

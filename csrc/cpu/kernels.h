@@ -14,6 +14,7 @@
 #include "core/layout.h"
 #include "core/processor.h"
 #include "math/activation_kind.h"
+#include "math/bfloat16.h"
 
 namespace thalweg::cpu {
 
@@ -31,11 +32,24 @@ struct BlockSums {
   double g_xhat[kPanel];  // sum of g * xhat
 };
 
+// The rounded values of a matrix in panels, as pairs for products. Absent unless they are wanted,
+// but for `columns`. `columns` can be read for 31 rows beyond its end.
+struct BfloatPanels {
+  BfloatPair* columns = nullptr;  // [rows, 16] per panel: pairs of columns
+  BfloatPair* rows = nullptr;     // per panel and chunk of 32 rows [16, 32]: pairs of rows
+  BfloatPair* transposed =
+      nullptr;  // per panel and chunk of 32 rows [32, 16]: the same, transposed
+};
+
 // C = phi((A B) * scale + shift), or C (+)= A B, then optionally C *= phi'(at).
 template <class T>
 struct Gemm {
-  Panels<const T> a;         // [rows, depth]
-  const T* b = nullptr;      // panels_of(c.width) panels of [32 * panels_of(depth), 32]
+  Panels<const T> a;     // [rows, depth]
+  const T* b = nullptr;  // panels_of(c.width) panels of [32 * panels_of(depth), 32]
+  // float only: the factors as pairs of bfloat16 numbers along the depth, instead of the values of
+  // a and b: BfloatPanels::columns, and panels of [16 * panels_of(depth), 32].
+  const BfloatPair* a_pairs = nullptr;
+  const BfloatPair* b_pairs = nullptr;
   Panels<T> c;               // [rows, width]
   bool accumulate = false;   // add to what C holds (no scale, shift or activation then)
   const T* scale = nullptr;  // [padded width] or null
@@ -215,6 +229,16 @@ struct Kernels {
   void (*wgrad_tile)(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                      std::int64_t rows, bool accumulate, T* tile);
   void (*transpose_tile)(const T* tile, T* transposed);
+  // ---- products of bfloat16 numbers with sums in float32
+  // tile[i][j] (+)= sum over rows; x is a panel of BfloatPanels::transposed, dy one of ::rows.
+  void (*wgrad_tile_bfloat16)(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,
+                              std::int64_t dy_lanes, std::int64_t rows, bool accumulate,
+                              float* tile);
+  // pairs[r / 2][j] = values of rows r and r + 1 of a panel, rounded; zeros up to a multiple of 32
+  // rows.
+  void (*pair_rows)(const float* panel, std::int64_t rows, BfloatPair* pairs);
+  // Rounds the values of x and writes them as pairs. Rows begin at a row block.
+  void (*round_to_bfloat16)(const BfloatPanels& out, Panels<float> x, Range rows, Range panels);
   // out[j] (+)= sum over all rows of panel[r][j], by row blocks merged in double.
   void (*column_sum)(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate,
                      T* out);

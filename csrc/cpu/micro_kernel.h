@@ -31,17 +31,18 @@ struct Accumulator {
   }
 
   // at[i][:] += a[i * kRowStride + k * kDepthStride] * b[k * kPanel + :] for k in [0, depth), in
-  // order
-  template <int kRowStride, int kDepthStride>
-  TW_INLINE void multiply(const T* a, const T* b, std::int64_t depth) {
+  // order; E is T or a pair of bfloat16 numbers.
+  template <int kRowStride, int kDepthStride, class E>
+  TW_INLINE void multiply(const E* a, const E* b, std::int64_t depth) {
+    using Vector = typename Factor<E>::Vector;
     TW_UNROLL(4)
     for (std::int64_t k = 0; k < depth; ++k) {
-      Vec<T> group[kVectors];
+      Vector group[kVectors];
       TW_UNROLL(2)
-      for (int j = 0; j < kVectors; ++j) group[j] = Vec<T>::load(b + j * Vec<T>::kLanes);
+      for (int j = 0; j < kVectors; ++j) group[j] = Vector::load(b + j * Vec<T>::kLanes);
       TW_UNROLL(16)
       for (int i = 0; i < kRows; ++i) {
-        const Vec<T> element = Vec<T>::set1(a[i * kRowStride]);
+        const Vector element = Vector::set1(a[i * kRowStride]);
         TW_UNROLL(2)
         for (int j = 0; j < kVectors; ++j) at[i][j] = madd(element, group[j], at[i][j]);
       }

@@ -23,6 +23,10 @@ void gemm(const Gemm<T>& problem, Range rows, Range panels);
 template <class T>
 void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                 std::int64_t rows, bool accumulate, T* tile);
+void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,
+                         std::int64_t dy_lanes, std::int64_t rows, bool accumulate, float* tile);
+void pair_rows(const float* panel, std::int64_t rows, BfloatPair* pairs);
+void round_to_bfloat16(const BfloatPanels& out, Panels<float> x, Range rows, Range panels);
 template <class T>
 void transpose_tile(const T* tile, T* transposed);
 template <class T>

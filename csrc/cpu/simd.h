@@ -12,6 +12,7 @@
 #endif
 
 #include "core/layout.h"
+#include "math/bfloat16.h"
 #include "math/host_device.h"
 
 #define TW_ALWAYS_INLINE __attribute__((always_inline))
@@ -81,6 +82,46 @@ TW_INLINE Vec<T> madd(Vec<T> a, Vec<T> b, Vec<T> c) {
   return a * b + c;
 #endif
 }
+
+// As many pairs of bfloat16 numbers as a vector holds floats.
+struct PairVec {
+  typedef std::uint32_t Register __attribute__((vector_size(kVectorBytes)));
+  typedef std::uint32_t Memory
+      __attribute__((vector_size(kVectorBytes), aligned(alignof(std::uint32_t)), may_alias));
+
+  Register v;
+
+  static TW_INLINE PairVec set1(BfloatPair x) { return {x.bits - Register{}}; }
+  static TW_INLINE PairVec load(const BfloatPair* from) {
+    return {*reinterpret_cast<const Memory*>(from)};
+  }
+};
+
+// c + a.first * b.first + a.second * b.second in float32, lane by lane. The processor's instruction
+// takes subnormal numbers for zero, the others do not.
+TW_INLINE Vec<float> madd(PairVec a, PairVec b, Vec<float> c) {
+#if defined(__AVX512BF16__)
+  return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
+#else
+  typedef Vec<float>::Register Floats;
+  const Vec<float> first =
+      madd(Vec<float>{(Floats)(a.v << 16)}, Vec<float>{(Floats)(b.v << 16)}, c);
+  return madd(Vec<float>{(Floats)(a.v & 0xffff0000u)}, Vec<float>{(Floats)(b.v & 0xffff0000u)},
+              first);
+#endif
+}
+
+// What a product is made of: numbers of T, or pairs of bfloat16 numbers summed in float32.
+template <class E>
+struct Factor {
+  using Vector = Vec<E>;
+  static constexpr std::int64_t kProducts = 1;  // of one multiply-add
+};
+template <>
+struct Factor<BfloatPair> {
+  using Vector = PairVec;
+  static constexpr std::int64_t kProducts = 2;
+};
 
 // lowest > x ? lowest : x, lane by lane: NaN in x stays.
 template <class T>

@@ -1,5 +1,8 @@
 // The dense layer's parameter gradients: tiles of X^T dY, column sums, and the transposed copy of a
 // tile of weights.
+#include <type_traits>
+
+#include "cpu/amx.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/operations.h"
 
@@ -8,26 +11,34 @@ inline namespace TW_ISA {
 namespace {
 
 // kRows x (kVectors vectors) of a tile; all pointers at its first row and column.
-template <class T>
+template <class T, class E>
 struct BlockArguments {
-  const T* x;
-  const T* dy;
-  std::int64_t rows;
+  // T in panels; or pairs of two rows, 16 per chunk of 32 rows: [32, 16] of x, [16, 32] of dy.
+  const E* x;
+  const E* dy;
+  std::int64_t rows;  // of dy's factors; pairs: whole chunks
   T* tile;
   bool add;             // to what the tile holds
   std::int64_t column;  // of the block within the tile
   std::int64_t lanes;   // valid columns of the tile
 };
 
-template <class T, int kVectors>
+inline constexpr int kPairs = kPanel / 2;  // of a chunk
+
+template <class T, class E, int kVectors>
 struct GradientBlock {
   template <int kRows>
   struct Rows {
-    static void run(const BlockArguments<T>& arguments) {
-      const BlockArguments<T> block = arguments;
+    static void run(const BlockArguments<T, E>& arguments) {
+      const BlockArguments<T, E> block = arguments;
       Accumulator<T, kRows, kVectors> sum;
       sum.clear();
-      sum.template multiply<1, kPanel>(block.x, block.dy, block.rows);
+      if constexpr (std::is_same_v<E, T>) {
+        sum.template multiply<1, kPanel>(block.x, block.dy, block.rows);
+      } else {
+        for (std::int64_t r = 0; r < block.rows; r += kPairs)
+          sum.template multiply<kPairs, 1>(block.x + r * kPanel, block.dy + r * kPanel, kPairs);
+      }
       const bool tail = block.lanes < block.column + kVectors * Vec<T>::kLanes;
       TW_UNROLL(16)
       for (int i = 0; i < kRows; ++i) {
@@ -44,15 +55,16 @@ struct GradientBlock {
   };
 };
 
-template <class T, int kVectors>
-void multiply_group(BlockArguments<T> block, std::int64_t tile_rows) {
+template <class T, class E, int kVectors>
+void multiply_group(BlockArguments<T, E> block, std::int64_t tile_rows) {
   constexpr int kMost = kMaxRows<kVectors>;
-  static constexpr BlockTable<GradientBlock<T, kVectors>::template Rows, BlockArguments<T>, kMost>
+  static constexpr BlockTable<GradientBlock<T, E, kVectors>::template Rows, BlockArguments<T, E>,
+                              kMost>
       kTable;
-  const T* const x = block.x;
+  const E* const x = block.x;
   T* const tile = block.tile;
   for_row_parts<kMost>(tile_rows, [&](std::int64_t i, std::int64_t count) {
-    block.x = x + i;
+    block.x = x + i * (std::is_same_v<E, T> ? 1 : kPairs);
     block.tile = tile + i * kPanel;
     kTable.run[count - 1](block);
   });
@@ -81,37 +93,57 @@ TW_INLINE void transpose_square(const T* from, T* to) {
   for (int i = 0; i < kLanes; ++i) a[i].store(to + i * kPanel);
 }
 
-}  // namespace
-
-template <class T>
-void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
-                std::int64_t rows, bool accumulate, T* tile) {
+// `rows` rows of factors.
+template <class T, class E>
+void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t dy_lanes,
+                   std::int64_t rows, bool accumulate, T* tile) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
+  constexpr std::int64_t kMost = kPromote / Factor<E>::kProducts;
   const std::int64_t vectors = ceil_div(dy_lanes, kLanes);
   std::int64_t begin = 0;
   do {
     for (std::int64_t vector = 0; vector < vectors; vector += kGroupVectors) {
       const std::int64_t column = vector * kLanes;
-      const BlockArguments<T> group{.x = x + begin * kPanel,
-                                    .dy = dy + begin * kPanel + column,
-                                    .rows = rows - begin < kPromote ? rows - begin : kPromote,
-                                    .tile = tile + column,
-                                    .add = accumulate || begin > 0,
-                                    .column = column,
-                                    .lanes = dy_lanes};
+      const BlockArguments<T, E> group{.x = x + begin * kPanel,
+                                       .dy = dy + begin * kPanel + column,
+                                       .rows = rows - begin < kMost ? rows - begin : kMost,
+                                       .tile = tile + column,
+                                       .add = accumulate || begin > 0,
+                                       .column = column,
+                                       .lanes = dy_lanes};
       if (vectors - vector >= kGroupVectors) {
-        multiply_group<T, kGroupVectors>(group, x_lanes);
+        multiply_group<T, E, kGroupVectors>(group, x_lanes);
       } else {
-        multiply_group<T, 1>(group, x_lanes);
+        multiply_group<T, E, 1>(group, x_lanes);
       }
     }
-    begin += kPromote;
+    begin += kMost;
   } while (begin < rows);
   for (std::int64_t i = 0; i < kPanel; ++i) {
     for (std::int64_t j = i < x_lanes ? vectors * kLanes : 0; j < kPanel; ++j) {
       tile[i * kPanel + j] = T(0);
     }
   }
+}
+
+}  // namespace
+
+template <class T>
+void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
+                std::int64_t rows, bool accumulate, T* tile) {
+  multiply_tile(x, x_lanes, dy, dy_lanes, rows, accumulate, tile);
+}
+
+void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,
+                         std::int64_t dy_lanes, std::int64_t rows, bool accumulate, float* tile) {
+  const std::int64_t chunks = ceil_div(rows, kPanel);
+#if defined(TW_AMX)
+  if (has_matrix_unit()) {
+    const Tiles tiles;
+    return multiply_on_tiles(x, kPairs * kPanel, dy, chunks, kPanel, accumulate, tile);
+  }
+#endif
+  multiply_tile(x, x_lanes, dy, dy_lanes, chunks * kPairs, accumulate, tile);
 }
 
 template <class T>

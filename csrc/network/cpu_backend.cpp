@@ -3,13 +3,34 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "math/philox.h"
 #include "network/cpu_phases.h"
 
 namespace thalweg {
 template <class T>
+void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (matrix.pairs.columns) kernels_.round_to_bfloat16(matrix.pairs, matrix, rows, panels);
+  }
+}
+
+// C of `problem`, in chunks.
+template <class T>
+void CpuBackend<T>::product(const cpu::Gemm<T>& problem, const Matrix& c) {
+  grid(team_, row_blocks_of(c.rows), c.panels(), panels_per_chunk(problem.a.width),
+       [&](std::int64_t block, Range panels) {
+         kernels_.gemm(problem, row_block(block, c.rows), panels);
+         round(c, row_block(block, c.rows), panels);
+       });
+}
+
+template <class T>
 void CpuBackend<T>::begin_forward(const Pass& pass) {
+  const Matrix input = value(0);
+  if (input.pairs.columns)
+    grid(team_, input, [&](Range rows, Range panels) { round(input, rows, panels); });
   if (plan_.states.empty()) return;
   team_.single([&] {
     if (pass.mode == Mode::kTraining) {
@@ -60,6 +81,8 @@ bool CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
   cpu::Gemm<T> gemm;
   gemm.a = problem.x;
   gemm.b = problem.weight.values;
+  gemm.a_pairs = problem.x.pairs.columns;
+  gemm.b_pairs = problem.weight.pairs;
   gemm.c = problem.y;
   gemm.shift = problem.bias;
   gemm.activation = problem.activation;
@@ -72,14 +95,16 @@ bool CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
     gemm.scale = workspace_.fold_scale(problem.folded);
     gemm.shift = workspace_.fold_shift(problem.folded);
   }
-  multiply(team_, kernels_, gemm);
+  product(gemm, problem.y);
   return false;
 }
 
 template <class T>
 void CpuBackend<T>::activation(const Matrix& z, const Matrix& y, const Activation& activation) {
-  grid(team_, y,
-       [&](Range rows, Range panels) { kernels_.activation(z, y, activation, rows, panels); });
+  grid(team_, y, [&](Range rows, Range panels) {
+    kernels_.activation(z, y, activation, rows, panels);
+    round(y, rows, panels);
+  });
 }
 
 template <class T>
@@ -95,28 +120,39 @@ void CpuBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x,
   dropout.first_row = pass.first_row;
   grid(team_, y, [&](Range rows, Range panels) {
     kernels_.dropout(x, y, dropout, accumulate, rows, panels);
+    round(y, rows, panels);
   });
 }
 
 template <class T>
 void CpuBackend<T>::copy(const Matrix& x, const Matrix& y) {
-  grid(team_, y, [&](Range rows, Range panels) { kernels_.copy(x, y, rows, panels); });
+  grid(team_, y, [&](Range rows, Range panels) {
+    kernels_.copy(x, y, rows, panels);
+    round(y, rows, panels);
+  });
 }
 
 template <class T>
 void CpuBackend<T>::accumulate(const Matrix& x, const Matrix& y) {
-  grid(team_, y, [&](Range rows, Range panels) { kernels_.accumulate(x, y, rows, panels); });
+  grid(team_, y, [&](Range rows, Range panels) {
+    kernels_.accumulate(x, y, rows, panels);
+    round(y, rows, panels);
+  });
 }
 
 template <class T>
 void CpuBackend<T>::add(const Matrix& a, const Matrix& b, const Matrix& y) {
-  grid(team_, y, [&](Range rows, Range panels) { kernels_.add(a, b, y, rows, panels); });
+  grid(team_, y, [&](Range rows, Range panels) {
+    kernels_.add(a, b, y, rows, panels);
+    round(y, rows, panels);
+  });
 }
 
 template <class T>
 void CpuBackend<T>::maxout(const Matrix& z, const Matrix& y, std::int64_t pieces) {
   team_.for_each(row_blocks_of(y.rows), [&](std::int64_t block) {
     kernels_.maxout(z, y, pieces, row_block(block, y.rows));
+    round(y, row_block(block, y.rows), {0, y.panels()});
   });
 }
 
@@ -159,8 +195,10 @@ void CpuBackend<T>::batch_norm(const BatchNormForward<CpuBackend>& problem) {
   apply.beta = problem.beta;
   apply.activation = problem.activation;
   apply.pre = problem.pre.data;
-  grid(team_, problem.y,
-       [&](Range rows, Range panels) { kernels_.batch_norm(apply, rows, panels); });
+  grid(team_, problem.y, [&](Range rows, Range panels) {
+    kernels_.batch_norm(apply, rows, panels);
+    round(problem.y, rows, panels);
+  });
 }
 
 template <class T>
@@ -186,6 +224,8 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
       kernels_.softmax_cross_entropy(problem, {block, block + 1});
     else
       kernels_.elementwise_loss(description.elementwise, problem, {block, block + 1});
+    if (gradient.present())
+      round(gradient, row_block(block, gradient.rows), {0, gradient.panels()});
   });
   team_.single([&] {
     for (std::int64_t b = 0; b < blocks; ++b) {
@@ -201,6 +241,7 @@ void CpuBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, cons
                                         const Activation& activation, bool accumulate) {
   grid(team_, dz, [&](Range rows, Range panels) {
     kernels_.activation_backward(dy, at.data, dz, activation, accumulate, rows, panels);
+    round(dz, rows, panels);
   });
 }
 
@@ -209,12 +250,14 @@ void CpuBackend<T>::dense_input_gradient(const DenseInputGradient<CpuBackend>& p
   cpu::Gemm<T> gemm;
   gemm.a = problem.dy;
   gemm.b = problem.weight.transposed;
+  gemm.a_pairs = problem.dy.pairs.columns;
+  gemm.b_pairs = problem.weight.transposed_pairs;
   gemm.c = problem.dx;
   gemm.accumulate = problem.accumulate;
   gemm.has_derivative = problem.at.present();
   gemm.derivative = problem.derivative;
   gemm.derivative_at = problem.at.data;
-  multiply(team_, kernels_, gemm);
+  product(gemm, problem.dx);
 }
 
 template <class T>
@@ -222,6 +265,7 @@ void CpuBackend<T>::maxout_backward(const Matrix& z, const Matrix& dy, const Mat
                                     std::int64_t pieces) {
   team_.for_each(row_blocks_of(dy.rows), [&](std::int64_t block) {
     kernels_.maxout_backward(z, dy, dz, pieces, row_block(block, dy.rows));
+    round(dz, row_block(block, dz.rows), {0, dz.panels()});
   });
 }
 
@@ -279,8 +323,10 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   apply.g = problem.dy;
   apply.dz = problem.dz;
   apply.accumulate = problem.accumulate;
-  grid(team_, apply.dz,
-       [&](Range rows, Range panels) { kernels_.batch_norm_backward(apply, rows, panels); });
+  grid(team_, problem.dz, [&](Range rows, Range panels) {
+    kernels_.batch_norm_backward(apply, rows, panels);
+    round(problem.dz, rows, panels);
+  });
 }
 
 // The threads divide the arena into contiguous shares.
@@ -291,6 +337,21 @@ bool CpuBackend<T>::owns(std::int64_t arena_offset) const {
 }
 
 template <class T>
+void CpuBackend<T>::multiply_tile(const Matrix& x, const Matrix& dy, std::int64_t in_panel,
+                                  std::int64_t out_panel, bool accumulate, T* tile) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (x.pairs.transposed) {
+      kernels_.wgrad_tile_bfloat16(x.chunks(x.pairs.transposed, in_panel), x.lanes(in_panel),
+                                   dy.chunks(dy.pairs.rows, out_panel), dy.lanes(out_panel), x.rows,
+                                   accumulate, tile);
+      return;
+    }
+  }
+  kernels_.wgrad_tile(x.panel(in_panel), x.lanes(in_panel), dy.panel(out_panel),
+                      dy.lanes(out_panel), x.rows, accumulate, tile);
+}
+
+template <class T>
 void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& dy, bool accumulate,
                                     T* arena) {
   T* tile = arena + plan_.tensors[tensor].offset;
@@ -298,8 +359,7 @@ void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& d
     for (std::int64_t k = 0; k < x.panels(); ++k, tile += kTile) {
       if (!owns(tile - arena)) continue;
       if (team_.stop_requested()) return;
-      kernels_.wgrad_tile(x.panel(k), x.lanes(k), dy.panel(o), dy.lanes(o), x.rows, accumulate,
-                          tile);
+      multiply_tile(x, dy, k, o, accumulate, tile);
     }
   }
 }
@@ -338,8 +398,7 @@ void CpuBackend<T>::tile_gradient(const UpdateTask& task, T* tile) {
   const Node& node = plan_.nodes[task.node];
   const Matrix x = value(node.input);
   const Matrix dy = gradient(node.output);
-  kernels_.wgrad_tile(x.panel(task.in_panel), x.lanes(task.in_panel), dy.panel(task.out_panel),
-                      dy.lanes(task.out_panel), x.rows, false, tile);
+  multiply_tile(x, dy, task.in_panel, task.out_panel, false, tile);
 }
 
 template <class T>

@@ -16,17 +16,26 @@
 
 namespace thalweg {
 
-// A weight and its transposed copy, each in tiles.
+// A weight and its transposed copy, each in tiles; null pairs unless products are of bfloat16.
 template <class T>
 struct CpuWeight {
   const T* values = nullptr;
   const T* transposed = nullptr;
+  const BfloatPair* pairs = nullptr;
+  const BfloatPair* transposed_pairs = nullptr;
 };
 
-// Panels that may be absent.
+// Panels that may be absent. A factor of products of bfloat16 numbers has pairs: whoever writes the
+// panels rounds their values and writes the pairs with them.
 template <class T>
 struct CpuMatrix : Panels<T> {
+  cpu::BfloatPanels pairs{};
+
   bool present() const { return this->data != nullptr; }
+  // A panel of pairs in chunks of 32 rows.
+  const BfloatPair* chunks(const BfloatPair* all, std::int64_t p) const {
+    return all + p * round_up(this->rows, kPanel) * (kPanel / 2);
+  }
 };
 
 template <class T>
@@ -46,14 +55,23 @@ class CpuBackend {
         team_(team) {}
 
   const Plan& plan() const { return plan_; }
-  Matrix value(int buffer) const { return {workspace_.value(buffer)}; }
-  Matrix gradient(int buffer) const { return {workspace_.gradient(buffer)}; }
+  Matrix value(int buffer) const {
+    return {workspace_.value(buffer), workspace_.value_pairs(buffer)};
+  }
+  Matrix gradient(int buffer) const {
+    return {workspace_.gradient(buffer), workspace_.gradient_pairs(buffer)};
+  }
   Vector vector(int tensor) const {
     return parameters_.values.data() + plan_.tensors[tensor].offset;
   }
   Weight weight(int tensor) const {
-    return {vector(tensor),
-            parameters_.transposed.data() + plan_.tensors[tensor].transposed_offset};
+    const std::int64_t at = plan_.tensors[tensor].transposed_offset;
+    Weight weight{vector(tensor), parameters_.transposed.data() + at};
+    if (parameters_.pairs.size() > 0) {
+      weight.pairs = parameters_.pairs.data() + at / 2;
+      weight.transposed_pairs = parameters_.transposed_pairs.data() + at / 2;
+    }
+    return weight;
   }
 
   void begin_forward(const Pass& pass);
@@ -102,6 +120,11 @@ class CpuBackend {
   Team& team_;
 
  private:
+  // After a write of these rows and panels.
+  void round(const Matrix& matrix, Range rows, Range panels);
+  void product(const cpu::Gemm<T>& problem, const Matrix& c);
+  void multiply_tile(const Matrix& x, const Matrix& dy, std::int64_t in_panel,
+                     std::int64_t out_panel, bool accumulate, T* tile);
   T* workspace_vector(int tensor) {
     return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
   }

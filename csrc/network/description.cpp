@@ -708,12 +708,4 @@ std::string to_json(const Description& description) {
   return Json(std::move(out)).text();
 }
 
-void check_matmul_precision(const Description& description, const std::string& device) {
-  expect<ValueError>(
-      device != "cpu" || description.dtype != DType::kFloat32 ||
-          description.matmul_precision != MatmulPrecision::kMedium,
-      "[model] expected matmul_precision \"highest\" or \"high\" on device 'cpu', got "
-      "\"medium\", which needs device 'cuda'; use \"highest\"");
-}
-
 }  // namespace thalweg

@@ -143,7 +143,4 @@ TW_INTERNAL_API MethodDescription parse_method(std::string_view json);
 // Canonical text: all keys, fixed order, shortest round-trip numbers; parse(to_json(d)) == d.
 TW_INTERNAL_API std::string to_json(const Description& description);
 
-// ValueError when that device ("cpu" or "cuda") cannot multiply as the description wants.
-void check_matmul_precision(const Description& description, const std::string& device);
-
 }  // namespace thalweg

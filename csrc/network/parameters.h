@@ -1,13 +1,16 @@
 // The values of a plan's parameters: the flat arena, the transposed weight copies that dgrad reads,
-// and batch norm's running statistics; conversion from and to the canonical flat vector.
+// both also as pairs of bfloat16 numbers for matmul_precision "medium", and batch norm's running
+// statistics; conversion from and to the canonical flat vector.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "core/arena.h"
 #include "core/pack.h"
+#include "cpu/kernels.h"
 #include "network/plan.h"
 
 namespace thalweg {
@@ -33,16 +36,38 @@ void unpack_flat(const Plan& plan, const T* arena, T* flat) {
   }
 }
 
+// Whether the dense layers multiply numbers rounded to bfloat16.
+template <class T>
+bool multiplies_bfloat16(const Plan& plan) {
+  return std::is_same_v<T, float> && plan.description.matmul_precision == MatmulPrecision::kMedium;
+}
+
+// f(weight, in panel, out panel) for all tiles of all weights.
+template <class F>
+void for_each_tile(const Plan& plan, F&& f) {
+  for (const Tensor& tensor : plan.tensors) {
+    if (!tensor.is_weight()) continue;
+    for (std::int64_t k = 0; k < panels_of(tensor.in); ++k)
+      for (std::int64_t o = 0; o < panels_of(tensor.out); ++o) f(tensor, k, o);
+  }
+}
+
 template <class T>
 struct Parameters {
   Arena<T> values;
   Arena<T> transposed;
+  // Of weights, [16, 32] per tile: rounded values of two inputs, of two outputs. Empty unless
+  // medium.
+  Arena<BfloatPair> pairs;
+  Arena<BfloatPair> transposed_pairs;
   Arena<T> state;                     // running mean and variance, as BatchNormState says
   std::vector<std::int64_t> batches;  // num_batches_tracked, per batch norm
 
   explicit Parameters(const Plan& plan)
       : values(plan.arena_size),
         transposed(plan.transposed_size),
+        pairs(multiplies_bfloat16<T>(plan) ? plan.transposed_size / 2 : 0),
+        transposed_pairs(pairs.size()),
         state(plan.state_size),
         batches(plan.states.size(), 0) {
     reset_state(plan);
@@ -57,6 +82,9 @@ struct Parameters {
   void copy_from(const Parameters& other) {
     std::copy(other.values.begin(), other.values.end(), values.begin());
     std::copy(other.transposed.begin(), other.transposed.end(), transposed.begin());
+    std::copy(other.pairs.begin(), other.pairs.end(), pairs.begin());
+    std::copy(other.transposed_pairs.begin(), other.transposed_pairs.end(),
+              transposed_pairs.begin());
     std::copy(other.state.begin(), other.state.end(), state.begin());
     batches = other.batches;
   }
@@ -68,15 +96,36 @@ struct Parameters {
     return state.data() + bn.offset + bn.padded;
   }
 
-  void refresh_transposed(const Tensor& weight) {
-    transpose_weight(values.data() + weight.offset, weight.out, weight.in,
-                     transposed.data() + weight.transposed_offset);
+  // From the values of one tile of a weight: the pairs that the forward pass reads, and the copies
+  // that the backward pass reads.
+  void refresh_pairs(const cpu::Kernels<T>& kernels, const Tensor& weight, std::int64_t in_panel,
+                     std::int64_t out_panel) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (pairs.size() == 0) return;
+      const std::int64_t at = (out_panel * panels_of(weight.in) + in_panel) * kTile;
+      kernels.pair_rows(values.data() + weight.offset + at, kPanel,
+                        pairs.data() + (weight.transposed_offset + at) / 2);
+    }
+  }
+  void refresh_transposed(const cpu::Kernels<T>& kernels, const Tensor& weight,
+                          std::int64_t in_panel, std::int64_t out_panel) {
+    const std::int64_t at = (out_panel * panels_of(weight.in) + in_panel) * kTile;
+    const std::int64_t to =
+        weight.transposed_offset + (in_panel * panels_of(weight.out) + out_panel) * kTile;
+    kernels.transpose_tile(values.data() + weight.offset + at, transposed.data() + to);
+    if constexpr (std::is_same_v<T, float>) {
+      if (pairs.size() > 0)
+        kernels.pair_rows(transposed.data() + to, kPanel, transposed_pairs.data() + to / 2);
+    }
   }
 
   void set_flat(const Plan& plan, const T* flat) {
     pack_flat(plan, flat, values.data());
-    for (const Tensor& tensor : plan.tensors)
-      if (tensor.is_weight()) refresh_transposed(tensor);
+    const cpu::Kernels<T>& kernels = cpu::kernels<T>();
+    for_each_tile(plan, [&](const Tensor& weight, std::int64_t in_panel, std::int64_t out_panel) {
+      refresh_pairs(kernels, weight, in_panel, out_panel);
+      refresh_transposed(kernels, weight, in_panel, out_panel);
+    });
   }
 };
 

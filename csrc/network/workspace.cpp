@@ -1,6 +1,8 @@
 // Sizes and places of a workspace's buffers.
 #include "network/workspace.h"
 
+#include "network/parameters.h"
+
 namespace thalweg {
 
 template <class T>
@@ -22,6 +24,7 @@ Workspace<T>::Workspace(const Plan& plan, std::int64_t capacity, bool gradients)
     }
   }
   for (int b = 0; b < buffers; ++b) gradient_offset_[b] = gradient_offset_[plan.gradient_holder(b)];
+  place_pairs(plan);
   std::int64_t statistics = 0;
   for (const BatchNormState& state : plan.states) {
     statistics_offset_.push_back(statistics);
@@ -43,6 +46,35 @@ Workspace<T>::Workspace(const Plan& plan, std::int64_t capacity, bool gradients)
   labels = Arena<std::int64_t>(capacity);
   row_index = Arena<std::int64_t>(capacity);
   targets = Arena<T>(element_count(capacity, round_up(plan.out_features, kPanel)));
+}
+
+// The factors of products are the inputs of dense nodes and the gradients of their outputs.
+template <class T>
+void Workspace<T>::place_pairs(const Plan& plan) {
+  value_pairs_.assign(plan.buffers.size(), -1);
+  gradient_pairs_.assign(plan.buffers.size(), -1);
+  if (!multiplies_bfloat16<T>(plan)) return;
+  std::int64_t width = 0;
+  const auto place = [&](std::int64_t* offset, int buffer) {
+    if (*offset >= 0) return;
+    *offset = width;
+    width += round_up(plan.buffers[buffer].width, kPanel) / 2;
+  };
+  for (const Node& node : plan.nodes) {
+    if (node.weight < 0) continue;
+    for (const bool inference : {false, true}) {
+      const int buffer = plan.value_holder(node.input, inference);
+      place(&value_pairs_[buffer], buffer);
+    }
+    if (gradients_) place(&gradient_pairs_[node.output], node.output);
+  }
+  // The gradient of a sum is that of its branch where they share memory: nobody writes it again.
+  for (const Node& node : plan.nodes)
+    if (node.second >= 0 && plan.gradient_holder(node.second) == plan.gradient_holder(node.output))
+      gradient_pairs_[node.output] = gradient_pairs_[node.second];
+  constexpr std::int64_t kReadBeyond = kTile;
+  column_pairs_ = Arena<BfloatPair>(element_count(capacity_, width) + kReadBeyond);
+  if (gradients_) row_pairs_ = Arena<BfloatPair>(element_count(round_up(capacity_, kPanel), width));
 }
 
 template class Workspace<float>;

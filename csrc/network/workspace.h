@@ -28,6 +28,19 @@ class Workspace {
     return {gradient_values_.data() + gradient_offset_[buffer] * capacity_, rows_, width_[buffer]};
   }
 
+  // Where the rounded values of factors of products are kept; absent for other buffers and unless
+  // matmul_precision is "medium".
+  cpu::BfloatPanels value_pairs(int buffer) {
+    cpu::BfloatPanels pairs = columns(value_pairs_[buffer]);
+    if (pairs.columns && gradients_) pairs.transposed = chunks(value_pairs_[buffer]);
+    return pairs;
+  }
+  cpu::BfloatPanels gradient_pairs(int buffer) {
+    cpu::BfloatPanels pairs = columns(gradient_pairs_[buffer]);
+    if (pairs.columns) pairs.rows = chunks(gradient_pairs_[buffer]);
+    return pairs;
+  }
+
   // Per batch norm, [padded] each.
   T* mean(int state) { return statistics_.data() + statistics_offset_[state]; }
   T* inv_std(int state) { return mean(state) + padded_[state]; }
@@ -53,6 +66,15 @@ class Workspace {
   Arena<T> targets;  // panels [capacity, out]
 
  private:
+  void place_pairs(const Plan& plan);
+  cpu::BfloatPanels columns(std::int64_t offset) {
+    if (offset < 0) return {};
+    return {.columns = column_pairs_.data() + offset * capacity_};
+  }
+  BfloatPair* chunks(std::int64_t offset) {
+    return row_pairs_.data() + offset * round_up(capacity_, kPanel);
+  }
+
   std::int64_t capacity_;
   bool gradients_;
   std::int64_t rows_ = 0;
@@ -61,6 +83,11 @@ class Workspace {
   std::vector<std::int64_t> gradient_offset_;
   std::vector<std::int64_t> statistics_offset_;
   std::vector<std::int64_t> padded_;
+  // In pairs per row; -1: none.
+  std::vector<std::int64_t> value_pairs_;
+  std::vector<std::int64_t> gradient_pairs_;
+  Arena<BfloatPair> column_pairs_;
+  Arena<BfloatPair> row_pairs_;
   Arena<T> values_;
   Arena<T> gradient_values_;
   Arena<T> statistics_;

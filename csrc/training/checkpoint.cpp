@@ -264,7 +264,6 @@ std::unique_ptr<Model> Model::load(const std::string& path, const std::string& d
       fail(concat("expected ", parameters, " parameters, got tensors of ", stored, " elements"));
     return parsed;
   });
-  check_matmul_precision(description, resolved);
   const auto restored = [&]<class T>() -> std::unique_ptr<Model> {
     auto model = std::make_unique<TypedModel<T>>(description, resolved, threads);
     model->restore(file);

@@ -29,9 +29,10 @@ const Parameters<T>& CpuEngine<T>::with_fresh_transposed() const {
   const std::lock_guard lock(transposed_mutex_);
   if (transposed_stale_) {
     // The others are maintained by every step, and may be in use by another pure call.
-    for (std::size_t i = 0; i < plan_.tensors.size(); ++i)
-      if (plan_.tensors[i].is_weight() && !keeps_transposed_[i])
-        parameters_.refresh_transposed(plan_.tensors[i]);
+    for_each_tile(plan_, [&](const Tensor& weight, std::int64_t in_panel, std::int64_t out_panel) {
+      if (!keeps_transposed_[static_cast<std::size_t>(&weight - plan_.tensors.data())])
+        parameters_.refresh_transposed(kernels_, weight, in_panel, out_panel);
+    });
     transposed_stale_ = false;
   }
   return parameters_;

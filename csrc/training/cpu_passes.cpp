@@ -92,6 +92,12 @@ double CpuEngine<T>::call_custom_loss(Workspace<T>& workspace, int output, const
     for (T& element : gradient) element = static_cast<T>(scale * static_cast<double>(element));
     kernels_.gather(ArrayView::matrix(gradient.data(), outputs.rows, outputs.width), nullptr, 0,
                     {0, outputs.rows}, workspace.gradient(plan_.output));
+    if constexpr (std::is_same_v<T, float>) {
+      const cpu::BfloatPanels pairs = workspace.gradient_pairs(plan_.output);
+      if (pairs.columns)
+        kernels_.round_to_bfloat16(pairs, workspace.gradient(plan_.output), {0, outputs.rows},
+                                   {0, outputs.panels()});
+    }
   }
   return value;
 }

@@ -61,7 +61,7 @@ std::int64_t CpuEngine<T>::arena_count(const UpdateTask& task) const {
   return tensor.is_weight() ? kTile : tensor.padded;
 }
 
-// Optimizer, average and transposed copy of one task's elements; without a gradient they are
+// Optimizer, average and copies of one task's elements; without a gradient they are
 // frozen.
 template <class T>
 std::int64_t CpuEngine<T>::apply(const UpdateTask& task, const T* gradient) {
@@ -73,10 +73,11 @@ std::int64_t CpuEngine<T>::apply(const UpdateTask& task, const T* gradient) {
       gradient != nullptr ? optimizer_.step(kernels_, values, gradient, offset, count) : 0;
   if (average_weight_ > 0.0)
     optimizer_.average(kernels_, values, average_.data(), average_weight_, offset, count);
-  if (tensor.is_weight() && keeps_transposed_[task.tensor])
-    kernels_.transpose_tile(values + offset,
-                            parameters_.transposed.data() + tensor.transposed_offset +
-                                (task.in_panel * panels_of(tensor.out) + task.out_panel) * kTile);
+  if (tensor.is_weight()) {
+    parameters_.refresh_pairs(kernels_, tensor, task.in_panel, task.out_panel);
+    if (keeps_transposed_[task.tensor])
+      parameters_.refresh_transposed(kernels_, tensor, task.in_panel, task.out_panel);
+  }
   return skipped;
 }
 

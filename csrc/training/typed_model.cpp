@@ -35,7 +35,6 @@ int resolve_threads(int threads) {
 std::unique_ptr<Model> Model::create(const Description& description, const std::string& device,
                                      int threads) {
   const std::string resolved = resolve_device(device);
-  check_matmul_precision(description, resolved);
   threads = resolve_threads(threads);
   if (description.dtype == DType::kFloat64)
     return std::make_unique<TypedModel<double>>(description, resolved, threads);

@@ -62,7 +62,8 @@ class Model:
         arithmetic. "high": operands may be rounded to 16 significant bits. "medium": operands and
         stored activations are rounded to bfloat16 (8 bits); sums, parameters, gradients and losses
         stay float32. A device takes what is fastest at that accuracy or a better one: on the CPU,
-        "high" computes as "highest", and "medium" raises ValueError.
+        "high" computes as "highest", and "medium" is faster where the processor multiplies bfloat16
+        (AVX512-BF16, AMX).
     threads : int, optional
         CPU threads; None takes all that the process may use (``THALWEG_NUM_THREADS``,
         ``OMP_NUM_THREADS``, affinity, cgroup). Results do not depend on it.

@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -1643,6 +1644,122 @@ void test_gather(const Kernels<T>& kernels) {
       [](int64_t, int64_t) { return 1e-300; });
 }
 
+// ---- products of bfloat16 numbers
+
+// The nearest bfloat16 number by the definition: 8 significant bits, ties to even.
+double nearest_bfloat16(double x) {
+  if (x == 0.0 || !std::isfinite(x)) return x;
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  const double unit = std::ldexp(1.0, std::max(exponent - 8, -133));
+  const double nearest = std::nearbyint(x / unit) * unit;
+  return std::clamp(nearest, -0x1.fep127, 0x1.fep127);
+}
+
+// Random values, and their pairs as round_to_bfloat16 leaves them.
+struct Factors {
+  Matrix<float> values;
+  std::vector<BfloatPair> columns, rows, transposed;
+  Factors(const Kernels<float>& kernels, int64_t count, int64_t width, Random& random,
+          const std::string& name)
+      : values(count, width) {
+    constexpr BfloatPair kNotANumber{0x7fc07fc0};
+    const int64_t size = panels_of(width) * round_up(count, kPanel) * kPanel / 2;
+    // Rows beyond the end of `columns` may be read.
+    columns.assign(static_cast<std::size_t>(size + kTile), kNotANumber);
+    rows.assign(static_cast<std::size_t>(size), kNotANumber);
+    transposed = rows;
+    values.fill([&](int64_t, int64_t) { return random.normal(); });
+    const Matrix<float> before = values;
+    for (const Range part : cuts(count, kRowBlock))
+      kernels.round_to_bfloat16({columns.data(), rows.data(), transposed.data()}, values.panels(),
+                                part, {0, panels_of(width)});
+    check_matrix(
+        name + " rounding", values,
+        [&](int64_t r, int64_t c) { return nearest_bfloat16(before.at(r, c)); },
+        [](int64_t, int64_t) { return 1e-300; });
+  }
+};
+
+void test_bfloat16(const Kernels<float>& kernels) {
+  Random random(11);
+  for (const double special : {0.0, -0.0, 1e-40, 0x1.01p0, 0x1.03p0, -0x1.01p0, 3.4e38, -3.4e38,
+                               HUGE_VAL, -HUGE_VAL, kNaN<double>}) {
+    Matrix<float> x(1, 1);
+    x.fill([&](int64_t, int64_t) { return special; });
+    std::vector<BfloatPair> pairs(kTile);
+    kernels.round_to_bfloat16({.columns = pairs.data()}, x.panels(), {0, 1}, {0, 1});
+    const double want = nearest_bfloat16(static_cast<double>(static_cast<float>(special)));
+    const double got = std::as_const(x).at(0, 0);
+    check(want == got || (std::isnan(want) && std::isnan(got)), "rounding of ", special, " gave ",
+          got);
+  }
+  for (const auto& [rows, depth, width] : {std::array<int64_t, 3>{1, 1, 1},
+                                           {2, 33, 31},
+                                           {65, 64, 32},
+                                           {130, 257, 70},
+                                           {33, 784, 10},
+                                           {7, 1030, 45},
+                                           {128, 10, 512}}) {
+    const std::string size = shape({rows, depth, width});
+    const Factors a(kernels, rows, depth, random, "a " + size),
+        dy(kernels, rows, width, random, "dy " + size);
+    Weights<float> w(depth, width);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t n = 0; n < width; ++n) w.at(k, n) = static_cast<float>(random.normal());
+    std::vector<BfloatPair> pairs(static_cast<std::size_t>(w.memory.size() / 2));
+    for (int64_t tile = 0; tile < w.memory.size(); tile += kTile)
+      kernels.pair_rows(w.memory.data() + tile, kPanel, pairs.data() + tile / 2);
+
+    const auto bound = [](int64_t depth_, double absolute) {
+      return (16.0 + std::sqrt(static_cast<double>(depth_)) / 16.0) * kEpsilon<float> * absolute +
+             1e-300;
+    };
+    double absolute = 0.0;
+    Matrix<float> c(rows, width);
+    for (const Range part : cuts(rows, kRowBlock))
+      kernels.gemm({.a = a.values.panels(),
+                    .a_pairs = a.columns.data(),
+                    .b_pairs = pairs.data(),
+                    .c = c.panels()},
+                   part, {0, panels_of(width)});
+    check_matrix(
+        "bfloat16 gemm " + size, c,
+        [&](int64_t r, int64_t n) {
+          long double sum = absolute = 0.0;
+          for (int64_t k = 0; k < depth; ++k) {
+            const double product = a.values.at(r, k) * nearest_bfloat16(std::as_const(w).at(k, n));
+            sum += product;
+            absolute += std::abs(product);
+          }
+          return static_cast<double>(sum);
+        },
+        [&](int64_t, int64_t) { return bound(depth, absolute); });
+
+    const int64_t panel = panels_of(depth) - 1, lanes = depth - panel * kPanel;
+    const int64_t dy_lanes = std::min(width, kPanel), stride = round_up(rows, kPanel) / 2 * kPanel;
+    for (const bool accumulate : {false, true}) {
+      Matrix<float> tile(kPanel, dy_lanes);
+      if (accumulate) tile.fill([&](int64_t i, int64_t) { return i < lanes ? 1.0 : 0.0; });
+      kernels.wgrad_tile_bfloat16(a.transposed.data() + panel * stride, lanes, dy.rows.data(),
+                                  dy_lanes, rows, accumulate, tile.memory.data());
+      check_matrix(
+          "bfloat16 wgrad_tile " + size, tile,
+          [&](int64_t i, int64_t j) {
+            if (i >= lanes) return 0.0;
+            long double sum = absolute = accumulate ? 1.0 : 0.0;
+            for (int64_t r = 0; r < rows; ++r) {
+              const double product = a.values.at(r, panel * kPanel + i) * dy.values.at(r, j);
+              sum += product;
+              absolute += std::abs(product);
+            }
+            return static_cast<double>(sum);
+          },
+          [&](int64_t, int64_t) { return bound(rows, absolute); });
+    }
+  }
+}
+
 template <class T>
 void test_kernels(InstructionSet isa) {
   path = concat(instruction_set_name(isa), " ", dtype_name(dtype_of<T>()));
@@ -1659,13 +1776,14 @@ void test_kernels(InstructionSet isa) {
   test_optimizers(kernels);
   test_arena_operations(kernels);
   test_gather(kernels);
+  if constexpr (std::is_same_v<T, float>) test_bfloat16(kernels);
 }
 
 }  // namespace
 
 int main() {
-  for (const InstructionSet isa :
-       {InstructionSet::kBaseline, InstructionSet::kV3, InstructionSet::kV4}) {
+  for (const InstructionSet isa : {InstructionSet::kBaseline, InstructionSet::kV3,
+                                   InstructionSet::kV4, InstructionSet::kV4Bfloat16}) {
     if (isa > detect_instruction_set()) continue;
     test_kernels<float>(isa);
     test_kernels<double>(isa);
