@@ -119,8 +119,8 @@ bool cuda_available() noexcept {
 void require_cuda() {
   const std::string reason = missing();
   expect<DeviceError>(reason.empty(),
-                      "[device] expected a GPU that CUDA can use for device 'cuda', got none: ", reason,
-                      "; device='cpu' needs none");
+                      "[device] expected a GPU that CUDA can use for device 'cuda', got none: ",
+                      reason, "; device='cpu' needs none");
 }
 
 std::string why_not_cuda() {
