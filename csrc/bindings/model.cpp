@@ -118,6 +118,7 @@ class PyModel {
   std::int64_t out_features() const { return out_features_; }
   std::int64_t num_parameters() const { return model_->num_parameters(); }
   std::string plan_summary() const { return model_->plan_summary(); }
+  std::vector<std::int64_t> graph_nodes() const { return model_->graph_nodes(); }
   py::list tensors() const { return tensor_rows(model_->tensors()); }
   py::list state_tensors() const { return tensor_rows(model_->state_tensors()); }
   py::list layers() const {
@@ -466,6 +467,7 @@ void bind_model(py::module_& module) {
       .def_property_readonly("out_features", &PyModel::out_features)
       .def_property_readonly("num_parameters", &PyModel::num_parameters)
       .def_property_readonly("plan_summary", &PyModel::plan_summary)
+      .def_property_readonly("graph_nodes", &PyModel::graph_nodes)
       .def_property_readonly("tensors", &PyModel::tensors)
       .def_property_readonly("state_tensors", &PyModel::state_tensors)
       .def_property_readonly("layers", &PyModel::layers)

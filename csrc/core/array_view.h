@@ -71,6 +71,9 @@ constexpr DType dtype_of<std::int64_t>() {
   return DType::kInt64;
 }
 
+// Where the elements lie.
+enum class Memory : std::uint8_t { kHost, kCuda };
+
 // One- or two-dimensional; a vector has cols == 1 and dimensions == 1. Strides are in bytes and may
 // be zero or negative. `data` may be null only when the view has no elements.
 struct ArrayView {
@@ -81,8 +84,10 @@ struct ArrayView {
   std::int64_t cols = 1;
   std::int64_t row_stride = 0;
   std::int64_t col_stride = 0;
+  Memory memory = Memory::kHost;
 
   bool present() const { return data != nullptr || rows > 0; }
+  bool on_device() const { return memory != Memory::kHost; }
   std::int64_t size() const { return rows * cols; }
 
   template <class T>

@@ -99,32 +99,25 @@ std::string obstacle() {
   return why_unusable(device);
 }
 
-// Why models cannot use CUDA, or empty.
-std::string missing() {
-  std::string reason = obstacle();
-  if (reason.empty()) reason = "models of this version train on the CPU only";
-  return reason;
-}
-
 }  // namespace
 
 bool cuda_available() noexcept {
   try {
-    return missing().empty();
+    return obstacle().empty();
   } catch (...) {
     return false;
   }
 }
 
 void require_cuda() {
-  const std::string reason = missing();
+  const std::string reason = obstacle();
   expect<DeviceError>(reason.empty(),
                       "[device] expected a GPU that CUDA can use for device 'cuda', got none: ",
                       reason, "; device='cpu' needs none");
 }
 
 std::string why_not_cuda() {
-  std::string reason = missing();
+  std::string reason = obstacle();
 #if defined(TW_CUDA_EMULATED)
   if (reason.empty()) reason = "this build emulates CUDA, for tests: ask for 'cuda' by name";
 #endif

@@ -21,7 +21,7 @@
 namespace thalweg::cuda {
 
 // Throws a DeviceError, or an Error of ErrorCode::kMemory when memory ran out, that names the
-// operation. A sticky error stays: the next call reports it again.
+// operation. A sticky error stays, since the context is lost: the next call reports it again.
 inline void check(cudaError_t status, const char* operation) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();
@@ -32,6 +32,10 @@ inline void check(cudaError_t status, const char* operation) {
   if (!report.empty()) text += concat("; ", report);
 #endif
   if (status == cudaErrorMemoryAllocation) throw Error(ErrorCode::kMemory, std::move(text));
+  // Freeing nothing fails only where nothing works any more.
+  if (cudaFree(nullptr) == status)
+    text += "; the CUDA context of this process is lost: save nothing from it, start a new process";
+  (void)cudaGetLastError();
   throw DeviceError(std::move(text));
 }
 

@@ -53,7 +53,7 @@ CudaParameters<T>::CudaParameters(const Plan& plan, const CudaPrecision& precisi
       values(layout.size, kOperation),
       planes(layout.size * precision.planes(), kOperation),
       state(plan.state_size, kOperation),
-      batches(static_cast<std::int64_t>(plan.states.size()), kOperation) {
+      batches(round_up(static_cast<std::int64_t>(plan.states.size()), 2), kOperation) {
   std::vector<T> fresh(static_cast<std::size_t>(plan.state_size), T(0));
   for (const BatchNormState& norm : plan.states)
     std::fill_n(fresh.data() + norm.offset + norm.padded, norm.width, T(1));
@@ -107,13 +107,16 @@ void CudaParameters<T>::get_state(const Plan& plan, T* flat, cudaStream_t stream
 
 template <class T>
 void CudaParameters<T>::set_batches(const std::vector<std::int64_t>& counts, cudaStream_t stream) {
-  cuda::upload(counts.data(), batches.data(), batches.size(), stream, kOperation);
+  cuda::upload(counts.data(), batches.data(), static_cast<std::int64_t>(counts.size()), stream,
+               kOperation);
 }
 
 template <class T>
-std::vector<std::int64_t> CudaParameters<T>::get_batches(cudaStream_t stream) const {
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(batches.size()));
-  cuda::download(batches.data(), counts.data(), batches.size(), stream, kOperation);
+std::vector<std::int64_t> CudaParameters<T>::get_batches(const Plan& plan,
+                                                         cudaStream_t stream) const {
+  std::vector<std::int64_t> counts(plan.states.size());
+  cuda::download(batches.data(), counts.data(), static_cast<std::int64_t>(counts.size()), stream,
+                 kOperation);
   return counts;
 }
 

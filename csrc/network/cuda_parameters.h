@@ -27,7 +27,8 @@ struct CudaParameters {
   CudaPrecision precision;
   cuda::DeviceArray<T> values;              // [layout.size]
   cuda::DeviceArray<std::uint16_t> planes;  // [precision.planes()][layout.size]
-  // Running mean and variance, where BatchNormState says, and num_batches_tracked.
+  // Running mean and variance, where BatchNormState says, and num_batches_tracked. Both are whole
+  // pieces of 16 bytes.
   cuda::DeviceArray<T> state;
   cuda::DeviceArray<std::int64_t> batches;
 
@@ -51,7 +52,7 @@ struct CudaParameters {
   void set_state(const Plan& plan, const T* flat, cudaStream_t stream);
   void get_state(const Plan& plan, T* flat, cudaStream_t stream) const;
   void set_batches(const std::vector<std::int64_t>& counts, cudaStream_t stream);
-  std::vector<std::int64_t> get_batches(cudaStream_t stream) const;
+  std::vector<std::int64_t> get_batches(const Plan& plan, cudaStream_t stream) const;
 };
 
 }  // namespace thalweg

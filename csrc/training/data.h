@@ -39,7 +39,43 @@ void scan_rows(std::int64_t rows, std::int64_t cols, int threads, const Interrup
   if (interrupted) throw Interrupted(concat("[", operation, "] interrupted"));
 }
 
-// A copy of `rows` rows in the order row_of(0), row_of(1), ...: contiguous, same element type.
+// The bytes of one row, without gaps.
+inline std::int64_t row_bytes_of(const ArrayView& array) {
+  return array.cols * item_size(array.dtype);
+}
+
+// Rows row_of(0), row_of(1), ... of an array to contiguous memory; same element type.
+template <class RowOf>
+void copy_rows(const ArrayView& array, std::int64_t rows, RowOf row_of, std::byte* to, int threads,
+               const Interrupt& interrupt) {
+  const std::int64_t item = item_size(array.dtype);
+  const std::int64_t row_bytes = row_bytes_of(array);
+  scan_rows(rows, array.cols, threads, interrupt, "fit", [&](Range range) {
+    for (std::int64_t r = range.begin; r < range.end; ++r) {
+      const std::byte* from =
+          static_cast<const std::byte*>(array.data) + row_of(r) * array.row_stride;
+      std::byte* row = to + r * row_bytes;
+      if (array.col_stride == item || array.cols == 1) {
+        std::memcpy(row, from, static_cast<std::size_t>(row_bytes));
+        continue;
+      }
+      for (std::int64_t c = 0; c < array.cols; ++c, row += item)
+        std::memcpy(row, from + c * array.col_stride, static_cast<std::size_t>(item));
+    }
+  });
+}
+
+// How such a copy is read.
+inline ArrayView contiguous_view(const ArrayView& array, std::int64_t rows, const void* data) {
+  ArrayView view = array;
+  view.data = data;
+  view.rows = rows;
+  view.row_stride = row_bytes_of(array);
+  view.col_stride = item_size(array.dtype);
+  return view;
+}
+
+// A copy of `rows` rows in the order row_of(0), row_of(1), ...
 class RowCopy {
  public:
   template <class RowOf>
@@ -47,26 +83,9 @@ class RowCopy {
           const Interrupt& interrupt)
       : view_(array) {
     if (!array.present()) return;
-    const std::int64_t item = item_size(array.dtype);
-    const std::int64_t row_bytes = array.cols * item;
-    bytes_ = Arena<std::byte>(element_count(rows, row_bytes));
-    scan_rows(rows, array.cols, threads, interrupt, "fit", [&](Range range) {
-      for (std::int64_t r = range.begin; r < range.end; ++r) {
-        const std::byte* from =
-            static_cast<const std::byte*>(array.data) + row_of(r) * array.row_stride;
-        std::byte* to = bytes_.data() + r * row_bytes;
-        if (array.col_stride == item || array.cols == 1) {
-          std::memcpy(to, from, static_cast<std::size_t>(row_bytes));
-          continue;
-        }
-        for (std::int64_t c = 0; c < array.cols; ++c, to += item)
-          std::memcpy(to, from + c * array.col_stride, static_cast<std::size_t>(item));
-      }
-    });
-    view_.data = bytes_.data();
-    view_.rows = rows;
-    view_.row_stride = row_bytes;
-    view_.col_stride = item;
+    bytes_ = Arena<std::byte>(element_count(rows, row_bytes_of(array)));
+    copy_rows(array, rows, row_of, bytes_.data(), threads, interrupt);
+    view_ = contiguous_view(array, rows, bytes_.data());
   }
   const ArrayView& view() const { return view_; }
 

@@ -8,8 +8,17 @@
 
 namespace thalweg {
 
+#if defined(TW_WITH_CUDA)
 template <class T>
-std::unique_ptr<Engine<T>> make_engine(const std::string&, const Plan& plan, int threads) {
+std::unique_ptr<Engine<T>> make_cuda_engine(const Plan& plan, int threads);  // cuda_engine.cpp
+#endif
+
+template <class T>
+std::unique_ptr<Engine<T>> make_engine([[maybe_unused]] const std::string& device, const Plan& plan,
+                                       int threads) {
+#if defined(TW_WITH_CUDA)
+  if (device == "cuda") return make_cuda_engine<T>(plan, threads);
+#endif
   return std::make_unique<CpuEngine<T>>(plan, threads);
 }
 
@@ -21,16 +30,21 @@ int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threa
   return static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads)));
 }
 
-double loss_scale(const Plan& plan, double weight) {
+double loss_scale_divisor(const Plan& plan) {
   switch (plan.description.loss.reduction) {
     case Reduction::kBatchMean:
-      return 1.0 / weight;
+      return 1.0;
     case Reduction::kElementMean:
-      return 1.0 / (weight * static_cast<double>(plan.out_features));
+      return static_cast<double>(plan.out_features);
     case Reduction::kSum:
       break;
   }
-  return 1.0;
+  return 0.0;
+}
+
+double loss_scale(const Plan& plan, double weight) {
+  const double divisor = loss_scale_divisor(plan);
+  return divisor == 0.0 ? 1.0 : 1.0 / (weight * divisor);
 }
 
 double average_weight(const Plan& plan, const Cursor& cursor) {

@@ -122,6 +122,8 @@ class Engine {
   virtual RunResult run(const Order& order, std::int64_t updates, const Interrupt& interrupt,
                         Cursor* cursor) = 0;
   virtual void end_fit() noexcept = 0;
+  // Nodes of the graphs that updates are replayed from, the latest used first; none on the CPU.
+  virtual std::vector<std::int64_t> graph_nodes() const { return {}; }
   // Sets the running statistics to the mean over batches of each batch's mean and unbiased variance
   // (Ioffe and Szegedy 2015, algorithm 2).
   virtual void recalibrate_batch_norm(const ArrayView& x, std::int64_t batch_size,
@@ -150,6 +152,8 @@ std::unique_ptr<Engine<T>> make_engine(const std::string& device, const Plan& pl
 int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threads);
 // What multiplies sum(w loss) of rows with that total weight to give the reduced loss.
 double loss_scale(const Plan& plan, double weight);
+// It is 1 / (weight * divisor), or 1 for the divisor 0.
+double loss_scale_divisor(const Plan& plan);
 // Of the next update that enters the average; 0: none does.
 double average_weight(const Plan& plan, const Cursor& cursor);
 // Weighted batch norm in training wants a total weight above 1.

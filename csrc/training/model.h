@@ -136,6 +136,8 @@ class TW_INTERNAL_API Model {
   virtual std::int64_t steps_done() const = 0;
   virtual std::int64_t epochs_done() const = 0;
   virtual std::string plan_summary() const = 0;  // one line per planned node
+  // Nodes of the CUDA graphs that updates are replayed from, the latest used first.
+  virtual std::vector<std::int64_t> graph_nodes() const = 0;
 
   // ---- training. Calls that write are exclusive: the caller serializes them.
   virtual FitResult fit(const Data& data, const FitOptions& options) = 0;

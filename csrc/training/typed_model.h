@@ -36,6 +36,7 @@ class TypedModel final : public Model {
   std::int64_t steps_done() const override { return cursor_.steps; }
   std::int64_t epochs_done() const override { return cursor_.epochs; }
   std::string plan_summary() const override { return plan_.summary(); }
+  std::vector<std::int64_t> graph_nodes() const override { return engine_->graph_nodes(); }
 
   FitResult fit(const Data& data, const FitOptions& options) override;
   void check_fit(const Data& data, const FitOptions& options) const override {

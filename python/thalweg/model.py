@@ -1041,7 +1041,9 @@ def _place(device: str, threads: int | None) -> tuple[str, int]:
 
 def _note_device(asked: str, got: str) -> None:
     if asked == "auto" and got == "cpu" and _log.isEnabledFor(logging.INFO):
-        _log.info("device 'auto' is the CPU: %s", _core.information()["why_not_cuda"])
+        chosen = os.environ.get("THALWEG_DEVICE")
+        why = "THALWEG_DEVICE says so" if chosen else _core.information()["why_not_cuda"]
+        _log.info("device 'auto' is the CPU: %s", why)
 
 
 def _path(where: str, path: Any) -> str:

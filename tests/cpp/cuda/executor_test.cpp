@@ -392,7 +392,7 @@ class CudaCase {
     parameters_.get_state(plan_, state.data(), kStream);
     std::vector<std::int64_t> expected = batches;
     for (std::int64_t& count : expected) ++count;
-    expect_that(parameters_.get_batches(kStream) == expected, "batches tracked");
+    expect_that(parameters_.get_batches(plan_, kStream) == expected, "batches tracked");
     return std::vector<double>(state.begin(), state.end());
   }
 
