@@ -1,0 +1,341 @@
+"""What is special about device="cuda": graphs, queues, memory, and the way back to the CPU.
+
+The rest of the suite runs on CUDA with THALWEG_DEVICE=cuda.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import thalweg as tw
+from support import assert_same, snapshot
+from thalweg import _core, nn, optim
+
+pytestmark = pytest.mark.skipif(
+    not _core.information()["cuda_available"], reason="needs a GPU, or a build that emulates CUDA"
+)
+EMULATED = "emulator" in _core.information()["cuda_report"]
+
+Array = npt.NDArray[Any]
+
+
+def data(rows: int = 100, features: int = 6, classes: int = 4) -> tuple[Array, Array]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, features)).astype(np.float32)
+    return x, rng.integers(0, classes, rows)
+
+
+def network(device: str = "cuda", **options: Any) -> tw.Model:
+    """Batch norm, dropout and a look-ahead optimizer with an average."""
+    layers = [nn.Dense(9), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.2), nn.Dense(4)]
+    defaults: dict[str, Any] = {
+        "optimizer": optim.Nesterov(0.05),
+        "averaging": optim.Polyak(),
+        "seed": 5,
+    }
+    return tw.Model(layers, 6, "cross_entropy", device=device, **{**defaults, **options})
+
+
+# ---- graphs --------------------------------------------------------------------------------------
+
+
+def plain_layers() -> list[nn.Layer]:
+    return [nn.Dense(512), nn.ReLU(), nn.Dense(512), nn.ReLU(), nn.Dense(10)]
+
+
+def normalized_layers() -> list[nn.Layer]:
+    hidden = [layer for _ in range(2) for layer in (nn.Dense(512), nn.BatchNorm(), nn.ReLU())]
+    return [*hidden, nn.Dense(10)]
+
+
+# gather and labels; three products, the last with the loss; two input gradients; three weight
+# gradients; the optimizer. Batch norm: two passes forward, two backward, running statistics.
+@pytest.mark.parametrize(
+    ("layers", "options", "nodes"),
+    [
+        (plain_layers(), {}, 11),
+        (plain_layers(), {"clip_norm": 1.0}, 12),
+        (normalized_layers(), {}, 16),
+    ],
+    ids=["plain", "clipped", "batch norm"],
+)
+def test_nodes_of_a_step(layers: list[nn.Layer], options: dict[str, Any], nodes: int) -> None:
+    x, y = data(20, 784, 10)
+    model = tw.Model(layers, 784, "cross_entropy", optim.Adam(), device="cuda", **options)
+    model.fit(x, y, batch_size=8, verbose=False)
+    assert model._core.graph_nodes == [nodes, nodes]  # the last minibatch has a shape of its own
+
+
+def test_steps_of_one_shape_are_captured_once() -> None:
+    x, y = data()
+    model = network()
+    model.fit(x, y, epochs=3, batch_size=25, verbose=False)
+    for _ in range(3):
+        model.step(x[:10], y[:10])
+    assert len(model._core.graph_nodes) == 2
+    model.fit(x, y, batch_size=10, accumulate=4, verbose=False)
+    assert len(model._core.graph_nodes) == 4  # four minibatches, and the two that are left
+
+
+# ---- the same results, however they are queued ---------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"shuffle": "stack"}, {"every": 2}])
+def test_results_do_not_depend_on_the_runs(options: dict[str, Any]) -> None:
+    """Interrupted by nothing, by callbacks, or continued from a checkpoint: the same bits."""
+
+    class Watch:
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def on_step(self, model: tw.Model, step: int, logs: dict[str, Any]) -> None:
+            self.steps += 1
+
+    x, y = data()
+    watch = Watch()
+    every = options.pop("every", 1)
+    whole, watched, resumed = network(), network(), network()
+    one = whole.fit(x, y, epochs=2, batch_size=8, verbose=False, **options)
+    two = watched.fit(
+        x,
+        y,
+        epochs=2,
+        batch_size=8,
+        verbose=False,
+        callbacks=[watch],
+        callback_every=every,
+        **options,
+    )
+    assert watch.steps == whole.steps_done // every
+    assert_same(whole, watched)
+    assert one["loss"] == two["loss"]
+    resumed.fit(x, y, epochs=2, batch_size=8, max_steps=3, verbose=False, **options)
+    resumed = pickle.loads(pickle.dumps(resumed))
+    assert resumed.device == "cuda"
+    resumed.fit(x, y, epochs=2, batch_size=8, verbose=False, **options)
+    assert_same(whole, resumed)
+
+
+def test_training_agrees_with_the_cpu() -> None:
+    x, y = data()
+    weights = np.random.default_rng(1).uniform(0.5, 2.0, len(x))
+    models = [network(device, dtype="float64", clip_norm=0.5) for device in ("cpu", "cuda")]
+    for model in models:
+        model.fit(
+            x, y, sample_weight=weights, class_weight={1: 2.0}, epochs=3, batch_size=16,
+            accumulate=2, verbose=False,
+        )  # fmt: skip
+    np.testing.assert_allclose(models[1].parameters, models[0].parameters, rtol=0, atol=1e-12)
+    assert models[0]._core.batches_tracked() == models[1]._core.batches_tracked()
+
+
+# ---- failures in the middle of a queue -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", ["loss", "gradients"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_failure_behind_good_updates(check: str, accumulate: int) -> None:
+    """The queue is many updates ahead when one of them fails; the model is that of the last good
+    one, and the message is the CPU's."""
+    x = np.full((400, 4), 3.0)
+    y = np.ones((400, 1))
+
+    def model(device: str) -> tw.Model:
+        return tw.Model(
+            [nn.Dense(5), nn.Softplus(), nn.Dense(1)],
+            4, "squared_error", optim.SGD(2.0), check_finite=check, device=device,
+        )  # fmt: skip
+
+    errors = []
+    for device in ("cpu", "cuda"):
+        broken = model(device)
+        with pytest.raises(tw.NonFiniteError) as caught:
+            broken.fit(x, y, epochs=9, batch_size=2, accumulate=accumulate, verbose=False)
+        errors.append(caught.value)
+        assert broken.steps_done >= 3
+        good = model(device)
+        good.fit(
+            x, y, epochs=9, batch_size=2, accumulate=accumulate, max_steps=broken.steps_done,
+            verbose=False,
+        )  # fmt: skip
+        assert_same(broken, good)
+    assert errors[0].step == errors[1].step
+    assert errors[0].layer == errors[1].layer
+    assert str(errors[0]).split("got")[0] == str(errors[1]).split("got")[0]
+
+
+def test_an_interrupt_leaves_complete_updates() -> None:
+    class Stop(Exception):
+        pass
+
+    class Raise:
+        def on_step(self, model: tw.Model, step: int, logs: dict[str, Any]) -> None:
+            if step == 5:
+                raise Stop
+
+    x, y = data()
+    stopped, good = network(), network()
+    with pytest.raises(Stop):
+        stopped.fit(x, y, epochs=9, batch_size=8, callbacks=[Raise()], verbose=False)
+    good.fit(x, y, epochs=9, batch_size=8, max_steps=5, verbose=False)
+    assert_same(stopped, good)
+
+
+# ---- between devices -----------------------------------------------------------------------------
+
+
+def test_checkpoints_move_bit_for_bit(tmp_path: Path) -> None:
+    x, y = data()
+    for source, target in (("cuda", "cpu"), ("cpu", "cuda")):
+        model = network(source)
+        model.fit(x, y, batch_size=16, max_steps=4, verbose=False)
+        first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+        model.save(first)
+        moved = tw.Model.load(first, device=target)
+        assert moved.device == target
+        before, after = snapshot(model), snapshot(moved)
+        # Not a value of its own: each device computes it, one perhaps with a fused multiply-add.
+        before.pop("theta"), after.pop("theta")
+        assert after == before
+        moved.save(second)
+        assert first.read_bytes() == second.read_bytes()
+        assert_same(model, model.copy())
+        moved.fit(x, y, batch_size=16, verbose=False)
+
+
+# ---- several models ------------------------------------------------------------------------------
+
+
+def test_models_in_threads_do_not_disturb_each_other() -> None:
+    x, y = data()
+
+    def work(seed: int) -> tuple[dict[str, bytes], bytes]:
+        model = network(seed=seed)
+        model.fit(x, y, epochs=2, batch_size=16, verbose=False)
+        return snapshot(model), model.predict(x, batch_size=64).tobytes()
+
+    alone = [work(seed) for seed in range(3)]
+    together: list[Any] = [None] * 3
+
+    def store(seed: int) -> None:
+        together[seed] = work(seed)
+
+    threads = [threading.Thread(target=store, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_many_threads_predict_from_one_model() -> None:
+    x, _ = data(300)
+    model = network()
+    expected = model.predict(x)
+    found: list[Any] = [None] * 6
+
+    def predict(i: int) -> None:
+        found[i] = model.predict(x, batch_size=64 * (1 + i % 2))
+
+    threads = [threading.Thread(target=predict, args=(i,)) for i in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for outputs in found:
+        np.testing.assert_array_equal(outputs, expected)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def run_with_memory(megabytes: int, code: str, folder: Path) -> None:
+    """Runs code on an emulated device of that size."""
+    prelude = """
+        import sys
+        import numpy as np
+        import thalweg as tw
+        from thalweg import nn, optim
+
+        def model():
+            layers = [nn.Dense(8), nn.ReLU(), nn.Dense(3)]
+            return tw.Model(layers, 256, "cross_entropy", optim.Adam(), device="cuda", seed=1)
+
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((6000, 256))  # 12 MB
+        y = rng.integers(0, 3, 6000)
+        w = rng.uniform(0.5, 1.5, 6000)
+    """
+    env = {**os.environ, "THALWEG_EMULATOR_MEMORY_MB": str(megabytes)}
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
+        env=env, cwd=folder, check=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not EMULATED, reason="the emulator alone has a memory of chosen size")
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_data_beyond_the_memory_are_streamed(tmp_path: Path, accumulate: int) -> None:
+    code = f"""
+        trained = model()
+        trained.fit(x, y, sample_weight=w, class_weight={{0: 2.0}}, batch_size=700, epochs=2,
+                    accumulate={accumulate}, validation_data=(x, y), verbose=False)
+        np.save(sys.argv[0] + "NAME", trained.parameters)
+    """
+    for name, megabytes in (("large", 256), ("small", 10)):
+        run_with_memory(megabytes, code.replace("NAME", name), tmp_path)
+    large, small = (np.load(tmp_path / f"-c{name}.npy") for name in ("large", "small"))
+    np.testing.assert_array_equal(small, large)
+
+
+@pytest.mark.skipif(not EMULATED, reason="the emulator alone has a memory of chosen size")
+def test_labels_that_spoil_while_they_are_streamed(tmp_path: Path) -> None:
+    code = """
+        class Spoil:
+            def on_epoch_end(self, model, epoch, logs):
+                y[:] = 3
+        trained = model()
+        try:
+            trained.fit(x, y, batch_size=700, epochs=3, callbacks=[Spoil()], verbose=False)
+        except ValueError as error:
+            assert "changed while it was in use" in str(error), error
+        else:
+            raise AssertionError("no error")
+        assert trained.epochs_done == 1
+    """
+    run_with_memory(10, code, tmp_path)
+
+
+@pytest.mark.skipif(not EMULATED, reason="the emulator alone has a memory of chosen size")
+def test_memory_that_runs_out_is_an_error_one_recovers_from(tmp_path: Path) -> None:
+    code = """
+        trained, other = model(), model()
+        for attempt in (
+            lambda: trained.fit(x, y, batch_size=6000, verbose=False),
+            lambda: trained.step(x, y),
+            lambda: trained.predict(x, batch_size=6000),
+            lambda: trained.loss_and_grad(x, y),
+            lambda: tw.Model([nn.Dense(8192), nn.Dense(3)], 256, "cross_entropy", device="cuda"),
+        ):
+            try:
+                attempt()
+            except MemoryError as error:
+                assert "memory" in str(error), error
+            else:
+                raise AssertionError("no error")
+            assert trained.steps_done == 0
+        for m in (trained, other):
+            m.fit(x[:500], y[:500], batch_size=100, verbose=False)
+        np.testing.assert_array_equal(trained.parameters, other.parameters)
+    """
+    run_with_memory(10, code, tmp_path)
