@@ -252,7 +252,7 @@ def only_steps(options: argparse.Namespace) -> int:
 
     todo, settings = steps.tasks(), steps.Options()
     if options.dry_run:
-        here = thalweg._core.information()["cuda_available"]
+        here = not thalweg._core.information()["why_not_cuda"]  # an emulated GPU has no peers
         todo = [steps.TINY]
         settings = steps.Options(
             "cuda" if here else "cpu", rounds=2, turn=0.01, peers=steps.PEERS[:3], slow_peers=()
