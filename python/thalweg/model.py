@@ -44,8 +44,8 @@ class Model:
     optimizer : Optimizer or str, optional
         See `thalweg.optim`; None is ``optim.Adam()``.
     device : str, default "auto"
-        "cpu", "cuda", or "auto": CUDA where it is usable, with one line in the log "thalweg" that
-        says why when it is not.
+        "cpu", "cuda", or "auto": what the environment variable THALWEG_DEVICE says, else CUDA where
+        it is usable, with one line in the log "thalweg" that says why when it is not.
     seed : int, default 0
         Initial parameters, order of the minibatches and dropout masks follow from it.
     dtype : str, default "float32"
