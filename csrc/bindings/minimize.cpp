@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "bindings/bindings.h"
+#include "bindings/flat_arrays.h"
 #include "bindings/python_call.h"
 #include "network/description.h"
 #include "training/schedule.h"
@@ -22,28 +23,13 @@ namespace {
 
 namespace py = pybind11;
 using minimize::Vector;
-using Flat = py::array_t<double, py::array::c_style>;
-
-Flat flat(const double* values, std::int64_t n) {
-  Flat array(n);
-  std::copy_n(values, n, array.mutable_data());
-  return array;
-}
-Flat flat(const Vector& values) { return flat(values.data(), minimize::length(values)); }
-
-Vector vector_of(const Flat& array) { return {array.data(), array.data() + array.size()}; }
-
-void read(const py::handle& result, std::int64_t n, double* out) {
-  const auto array = result.cast<Flat>();
-  expect<ValueError>(array.size() == n, "[minimize] expected ", n, " elements, got ", array.size());
-  std::copy_n(array.data(), n, out);
-}
+Vector vector_of(const FlatArray& array) { return {array.data(), array.data() + array.size()}; }
 
 // A function made of Python callables; None for what it lacks. Called without the GIL.
 class PythonFunction final : public minimize::Function {
  public:
   struct Parts {
-    py::object value_and_gradient, value, hessian_product, gauss_newton_product;
+    py::object value_and_gradient, value, hessian_product, gauss_newton_product, path_scales;
   };
 
   PythonFunction(PythonCall& call, const Interrupt& interrupt, const Parts& parts, std::int64_t n,
@@ -54,25 +40,33 @@ class PythonFunction final : public minimize::Function {
 
   double value_and_gradient(const double* x, double* gradient) override {
     return call_.with_gil([&] {
-      const py::tuple result = parts_.value_and_gradient(flat(x, n_));
-      read(result[1], n_, gradient);
+      const py::tuple result = parts_.value_and_gradient(flat_array(x, n_));
+      read_flat(result[1], n_, gradient);
       return result[0].cast<double>();
     });
   }
 
   double value(const double* x) override {
     if (parts_.value.is_none()) return Function::value(x);
-    return call_.with_gil([&] { return parts_.value(flat(x, n_)).template cast<double>(); });
+    return call_.with_gil([&] { return parts_.value(flat_array(x, n_)).template cast<double>(); });
   }
 
   bool has_hessian() const override { return !parts_.hessian_product.is_none(); }
   void hessian_product(const double* x, const double* v, double* out) override {
-    call_.with_gil([&] { read(parts_.hessian_product(flat(x, n_), flat(v, n_)), n_, out); });
+    call_.with_gil(
+        [&] { read_flat(parts_.hessian_product(flat_array(x, n_), flat_array(v, n_)), n_, out); });
   }
 
   bool has_gauss_newton() const override { return !parts_.gauss_newton_product.is_none(); }
   void gauss_newton_product(const double* x, const double* v, double* out) override {
-    call_.with_gil([&] { read(parts_.gauss_newton_product(flat(x, n_), flat(v, n_)), n_, out); });
+    call_.with_gil([&] {
+      read_flat(parts_.gauss_newton_product(flat_array(x, n_), flat_array(v, n_)), n_, out);
+    });
+  }
+
+  bool has_path_scales() const override { return !parts_.path_scales.is_none(); }
+  void path_scales(const double* x, double* kappa) override {
+    call_.with_gil([&] { read_flat(parts_.path_scales(flat_array(x, n_)), n_, kappa); });
   }
 
   double relative_noise() const override { return noise_; }
@@ -88,31 +82,32 @@ class PythonFunction final : public minimize::Function {
 
 py::dict result_of(minimize::Result& result) {
   py::dict out;
-  out["x"] = flat(result.x);
+  out["x"] = flat_array(result.x);
   out["fun"] = result.f;
-  out["grad"] = flat(result.g);
+  out["grad"] = flat_array(result.g);
   out["status"] = minimize::status_name(result.status);
   out["message"] = result.message;
   out["nit"] = result.iterations;
   out["nfev"] = result.counts.values;
   out["njev"] = result.counts.gradients;
   out["nhev"] = result.counts.products;
-  out["values"] = flat(result.values);
-  out["gradient_norms"] = flat(result.gradient_norms);
-  out["step_sizes"] = flat(result.step_sizes);
+  out["values"] = flat_array(result.values);
+  out["gradient_norms"] = flat_array(result.gradient_norms);
+  out["step_sizes"] = flat_array(result.step_sizes);
   py::dict fallbacks;
   for (const auto& [name, count] : result.fallbacks) fallbacks[py::str(name)] = count;
   out["fallbacks"] = fallbacks;
   return out;
 }
 
-py::dict minimize_function(const std::string& method, const Flat& x0,
+py::dict minimize_function(const std::string& method, const FlatArray& x0,
                            const py::object& value_and_gradient, const py::object& value,
-                           const py::object& hvp, const py::object& ggnvp, double noise,
-                           std::int64_t max_iterations, std::int64_t max_evaluations, double gtol,
-                           double ftol, const py::object& callback) {
+                           const py::object& hvp, const py::object& ggnvp,
+                           const py::object& path_scales, double noise, std::int64_t max_iterations,
+                           std::int64_t max_evaluations, double gtol, double ftol,
+                           const py::object& callback) {
   const MethodDescription description = parse_method(method);
-  const PythonFunction::Parts parts{value_and_gradient, value, hvp, ggnvp};
+  const PythonFunction::Parts parts{value_and_gradient, value, hvp, ggnvp, path_scales};
   Vector x = vector_of(x0);
   minimize::Result result;
   PythonCall call;
@@ -130,7 +125,8 @@ py::dict minimize_function(const std::string& method, const Flat& x0,
     if (!callback.is_none()) {
       options.callback = [&](const minimize::Progress& progress) {
         return call.with_gil([&] {
-          return callback(progress.iteration, flat(progress.x), progress.f, progress.gradient_norm)
+          return callback(progress.iteration, flat_array(progress.x), progress.f,
+                          progress.gradient_norm)
               .template cast<bool>();
         });
       };
@@ -146,8 +142,8 @@ void bind_minimize(py::module_& module) {
   module.def(
       "minimize", &minimize_function, py::arg("method"), py::arg("x0"),
       py::arg("value_and_gradient"), py::arg("value"), py::arg("hvp"), py::arg("ggnvp"),
-      py::arg("noise"), py::arg("max_iterations"), py::arg("max_evaluations"), py::arg("gtol"),
-      py::arg("ftol"), py::arg("callback"),
+      py::arg("path_scales"), py::arg("noise"), py::arg("max_iterations"),
+      py::arg("max_evaluations"), py::arg("gtol"), py::arg("ftol"), py::arg("callback"),
       "Minimizes a function of a flat float64 vector; a dict with the fields of the result.");
 }
 

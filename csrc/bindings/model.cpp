@@ -164,6 +164,13 @@ class PyModel {
     read([&](const Model& self, const Interrupt&) { names = self.slot_names(); });
     return names;
   }
+  py::dict fallbacks() const {
+    std::vector<std::pair<std::string, std::int64_t>> counts;
+    read([&](const Model& self, const Interrupt&) { counts = self.fallbacks(); });
+    py::dict out;
+    for (const auto& [name, count] : counts) out[py::str(name)] = count;
+    return out;
+  }
   py::array slot(int index) const {
     return vector(num_parameters(), [&](const Model& self, void* out) {
       const int count = static_cast<int>(self.slot_names().size());
@@ -485,6 +492,7 @@ void bind_model(py::module_& module) {
       .def("set_state", &PyModel::set_state, py::arg("values"), py::arg("batches_tracked"))
       .def("set_optimizer", &PyModel::set_optimizer, py::arg("description"))
       .def("reset", &PyModel::reset)
+      .def("fallbacks", &PyModel::fallbacks)
       .def("fit", &PyModel::fit, py::kw_only(), py::arg("x"), py::arg("y"), py::arg("weights"),
            py::arg("validation_x"), py::arg("validation_y"), py::arg("validation_weights"),
            py::arg("epochs"), py::arg("batch_size"), py::arg("shuffle"), py::arg("accumulate"),

@@ -25,4 +25,5 @@ PYBIND11_MODULE(_core, module) {
   bind_curvature(module);
   bind_ops(module);
   bind_testing(module);
+  bind_linear_algebra(module);
 }

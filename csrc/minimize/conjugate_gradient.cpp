@@ -9,41 +9,48 @@ namespace thalweg::minimize {
 namespace {
 
 // What both methods carry: the last direction and the gradient that it was made from.
+struct Memory {
+  Vector direction;
+  Vector gradient;
+  std::int64_t since_restart = 0;  // directions since the last steepest descent, that one included
+  double change = 0.0;             // first-order change of f in the last step
+};
+
+// d = -g + beta d
+Memory turned(const Memory& last, const Vector& g, double beta) {
+  Memory next;
+  next.direction.resize(g.size());
+  for (std::size_t i = 0; i < g.size(); ++i) {
+    next.direction[i] = -g[i];
+    if (beta != 0.0) next.direction[i] += beta * last.direction[i];
+  }
+  next.gradient = g;
+  next.since_restart = beta == 0.0 ? 1 : last.since_restart + 1;
+  return next;
+}
+
 class ConjugateGradient : public Method {
  public:
   explicit ConjugateGradient(std::int64_t n) : n_(n) {}
 
   MethodState state() const override {
-    return {{{"direction", direction_}, {"gradient", gradient_}},
-            {{"since_restart", static_cast<double>(since_restart_)}, {"slope", slope_}}};
+    return {
+        {{"direction", last_.direction}, {"gradient", last_.gradient}},
+        {{"since_restart", static_cast<double>(last_.since_restart)}, {"change", last_.change}}};
   }
   void set_state(const MethodState& state) override {
-    since_restart_ = static_cast<std::int64_t>(state_number(state, "since_restart"));
-    slope_ = state_number(state, "slope");
-    const std::int64_t expected = since_restart_ > 0 ? n_ : 0;
-    direction_ = state_vector(state, "direction", expected);
-    gradient_ = state_vector(state, "gradient", expected);
+    Memory read;
+    read.since_restart = state_count(state, "since_restart", std::int64_t{1} << 52);
+    read.change = state_number(state, "change");
+    const std::int64_t expected = read.since_restart > 0 ? n_ : 0;
+    read.direction = state_vector(state, "direction", expected);
+    read.gradient = state_vector(state, "gradient", expected);
+    last_ = std::move(read);
   }
 
  protected:
-  // d = -g + beta d
-  void turn(const Vector& g, double beta) {
-    direction_.resize(g.size());
-    if (beta == 0.0) {
-      since_restart_ = 0;
-      for (std::size_t i = 0; i < g.size(); ++i) direction_[i] = -g[i];
-    } else {
-      for (std::size_t i = 0; i < g.size(); ++i) direction_[i] = beta * direction_[i] - g[i];
-    }
-    gradient_ = g;
-    ++since_restart_;
-  }
-
   std::int64_t n_;
-  Vector direction_;
-  Vector gradient_;
-  std::int64_t since_restart_ = 0;  // directions since the last steepest descent, that one included
-  double slope_ = 0.0;              // size of the last step times its slope
+  Memory last_;
 };
 
 // Polak and Ribiere's beta, not below 0 (PR+: Gilbert, Nocedal 1992), restarted after n directions
@@ -60,37 +67,38 @@ class NonlinearCg final : public ConjugateGradient {
 
   Step step(Problem& problem, Iterate& at, const StepValues& values) override {
     const double* v = values.now;
-    const auto every =
-        static_cast<std::int64_t>(v[kRestart] > 0.0 ? v[kRestart] : std::max<double>(n_, 2));
-    turn(at.g, since_restart_ == 0 || since_restart_ >= every ? 0.0 : beta(at.g));
-    double slope = dot(at.g, direction_);
-    if (!(slope < 0.0) && since_restart_ > 1) restart(at.g, slope);
+    Memory memory = turned(last_, at.g, beta(at.g, v[kRestart]));
+    double slope = dot(at.g, memory.direction);
+    const auto steepest = [&] {
+      fallbacks_.add("steepest_descent");
+      memory = turned(last_, at.g, 0.0);
+      slope = dot(at.g, memory.direction);
+    };
+    const auto search = [&](double first) {
+      return search_step(problem, at, memory.direction, first, v[kC1], v[kC2], fallbacks_);
+    };
+    if (!(slope < 0.0) && memory.since_restart > 1) steepest();
+    const double cautious = std::min(1.0, 1.0 / sum_of_magnitudes(at.g));
     // The first-order change of the last step is a guess of this one's.
-    double first = std::min(1.0, 1.0 / sum_of_magnitudes(at.g));
-    if (slope_ < 0.0) first = std::min(slope_ / slope, 1e10);
-    Step step = search_step(problem, at, direction_, first, v[kC1], v[kC2], fallbacks_);
-    if (step.end == StepEnd::kNoDecrease && since_restart_ > 1) {
-      restart(at.g, slope);
-      first = std::min(1.0, 1.0 / sum_of_magnitudes(at.g));
-      step = search_step(problem, at, direction_, first, v[kC1], v[kC2], fallbacks_);
+    Step step = search(last_.change < 0.0 ? std::min(last_.change / slope, 1e10) : cautious);
+    if (step.end == StepEnd::kNoDecrease && memory.since_restart > 1) {
+      steepest();
+      step = search(cautious);
     }
-    slope_ = step.size * slope;
+    memory.change = step.size * slope;
+    last_ = std::move(memory);
     return step;
   }
 
  private:
   enum : int { kC1, kC2, kRestart };
 
-  void restart(const Vector& g, double& slope) {
-    fallbacks_.add("steepest_descent");
-    turn(g, 0.0);
-    slope = dot(g, direction_);
-  }
-
-  double beta(const Vector& g) const {
+  double beta(const Vector& g, double restart_every) const {
+    const double every = restart_every > 0.0 ? restart_every : static_cast<double>(n_);
+    if (last_.since_restart == 0 || static_cast<double>(last_.since_restart) >= every) return 0.0;
     const double squares = dot(g, g);
-    const double before = dot(gradient_, gradient_);
-    const double along = dot(g, gradient_);
+    const double before = dot(last_.gradient, last_.gradient);
+    const double along = dot(g, last_.gradient);
     if (before == 0.0 || std::abs(along) >= 0.2 * squares) return 0.0;
     return std::max(0.0, (squares - along) / before);
   }
@@ -107,9 +115,11 @@ class LinearCg final : public ConjugateGradient {
   }
 
   Step step(Problem& problem, Iterate& at, const StepValues&) override {
-    const double before = since_restart_ == 0 ? 0.0 : dot(gradient_, gradient_);
-    turn(at.g, before == 0.0 ? 0.0 : dot(at.g, at.g) / before);
-    return exact_step(problem, at, direction_);
+    const double before = last_.since_restart == 0 ? 0.0 : dot(last_.gradient, last_.gradient);
+    Memory memory = turned(last_, at.g, before == 0.0 ? 0.0 : dot(at.g, at.g) / before);
+    const Step step = exact_step(problem, at, memory.direction);
+    last_ = std::move(memory);
+    return step;
   }
 };
 

@@ -59,7 +59,8 @@ class TW_INTERNAL_API Method {
   virtual ~Method() = default;
 
   // One iteration from `at`, which is evaluated. Afterwards at.x is the next iterate, evaluated or
-  // not. Throws what the function throws, and NonFiniteError for second derivatives.
+  // not. Throws what the function throws, and NonFiniteError for second derivatives; the state of
+  // the method is then that before the step.
   virtual Step step(Problem& problem, Iterate& at, const StepValues& values) = 0;
 
   // The minimizer found, where it differs from the point of the gradient (look-ahead methods).
@@ -96,9 +97,8 @@ TW_INTERNAL_API int method_id(std::string_view name);
 // Position of a parameter, or -1.
 TW_INTERNAL_API int parameter_index(const MethodInfo& method, std::string_view name);
 
-// A method for functions like `function`. ValueError when it lacks what the method needs, or is too
-// large for it. `values` are in table order.
-TW_INTERNAL_API std::unique_ptr<Method> make_method(int id, const double* values,
-                                                    const Function& function);
+// ValueError when the function lacks what the method needs or is too large for it, or when the
+// values, in table order, do not fit together.
+TW_INTERNAL_API void check_method(int id, const double* values, const Function& function);
 
 }  // namespace thalweg::minimize

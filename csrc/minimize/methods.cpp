@@ -46,7 +46,7 @@ int parameter_index(const MethodInfo& method, std::string_view name) {
   return -1;
 }
 
-std::unique_ptr<Method> make_method(int id, const double* values, const Function& function) {
+void check_method(int id, const double* values, const Function& function) {
   const MethodInfo& info = methods().at(static_cast<std::size_t>(id));
   const std::int64_t n = function.dimension();
   expect<ValueError>(n > 0, "[", info.name, "] expected at least one variable, got none");
@@ -58,7 +58,8 @@ std::unique_ptr<Method> make_method(int id, const double* values, const Function
                        gauss_newton ? "Gauss-Newton" : "Hessian-vector", " products, got none");
   }
   expect<ValueError>(!info.needs_path_scales || function.has_path_scales(), "[", info.name,
-                     "] expected a network, whose weights lie on paths, got a bare function");
+                     "] expected the loss of a network without batch norm, whose weights lie on "
+                     "paths, got another function");
   expect<ValueError>(info.largest_dimension == 0 || n <= info.largest_dimension, "[", info.name,
                      "] expected at most ", info.largest_dimension,
                      " variables, since it keeps a dense matrix, got ", n, "; use lbfgs");
@@ -68,7 +69,6 @@ std::unique_ptr<Method> make_method(int id, const double* values, const Function
     expect<ValueError>(values[c1] < c2, "[", info.name, "] expected c1 < c2, got c1=", values[c1],
                        ", c2=", c2);
   }
-  return info.make(n);
 }
 
 }  // namespace thalweg::minimize

@@ -18,7 +18,8 @@ class Loop {
         now_(methods()[static_cast<std::size_t>(id)].parameters.size()),
         next_(now_.size()) {
     read_parameters(0);
-    method_ = make_method(id, now_.data(), function);
+    check_method(id, now_.data(), function);
+    method_ = methods()[static_cast<std::size_t>(id)].make(function.dimension());
     at_.x = std::move(x);
   }
 

@@ -184,7 +184,7 @@ class DampedNewton final : public Method {
     const double* v = values.now;
     const std::int64_t n = length(at.x);
     if (largest_magnitude(at.g) == 0.0) return {StepEnd::kNoDecrease, 0.0, "the gradient is zero"};
-    if (mu_ == 0.0) mu_ = v[kDamping];
+    double mu = mu_ == 0.0 ? v[kDamping] : mu_;
     const Operator product = problem.curvature(curvature_kind(v[kCurvature]), at.x);
     Vector matrix;
     if (n <= static_cast<std::int64_t>(v[kExactBelow])) matrix = dense_matrix(product, n);
@@ -192,8 +192,8 @@ class DampedNewton final : public Method {
     Vector d;
     Vector image(at.x.size());
     Iterate to;
-    for (; mu_ <= kLargestDamping; mu_ *= 4.0) {
-      if (!solve(product, matrix, at.g, v, d)) {
+    for (; mu <= kLargestDamping; mu *= 4.0) {
+      if (!solve(product, matrix, at.g, mu, v, d)) {
         fallbacks_.add("damping");
         continue;
       }
@@ -214,8 +214,9 @@ class DampedNewton final : public Method {
           predicted > noise ? decrease > 0.0 : decrease >= -noise && norm(to.g) < norm(at.g);
       if (!accepted) continue;
       const double ratio = predicted > noise ? decrease / predicted : 1.0;
-      if (ratio > 0.75) mu_ = std::max(mu_ / 3.0, 1e-12);
-      if (ratio < 0.25) mu_ = std::min(mu_ * 4.0, kLargestDamping);
+      if (ratio > 0.75) mu = std::max(mu / 3.0, 1e-12);
+      if (ratio < 0.25) mu = std::min(mu * 4.0, kLargestDamping);
+      mu_ = mu;
       at = std::move(to);
       return {StepEnd::kMoved, 1.0};
     }
@@ -231,14 +232,14 @@ class DampedNewton final : public Method {
   static constexpr double kLargestDamping = 1e16;
 
   // False when C + mu I is not positive definite.
-  bool solve(const Operator& product, const Vector& matrix, const Vector& g, const double* v,
-             Vector& d) const {
+  static bool solve(const Operator& product, const Vector& matrix, const Vector& g, double mu,
+                    const double* v, Vector& d) {
     const std::int64_t n = length(g);
     Vector b = g;
     scale(b, -1.0);
     if (!matrix.empty()) {
       Vector factor = matrix;
-      for (std::int64_t i = 0; i < n; ++i) factor[i * n + i] += mu_;
+      for (std::int64_t i = 0; i < n; ++i) factor[i * n + i] += mu;
       if (!cholesky(factor.data(), n)) return false;
       d.resize(b.size());
       cholesky_solve(factor.data(), n, b.data(), d.data());
@@ -246,7 +247,7 @@ class DampedNewton final : public Method {
     }
     const Operator damped = [&](const double* x, double* out) {
       product(x, out);
-      add_scaled(out, mu_, x, n);
+      add_scaled(out, mu, x, n);
     };
     Vector direction;
     const CgResult solved = conjugate_gradient(

@@ -12,6 +12,7 @@ namespace thalweg::minimize {
 namespace {
 
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
+constexpr std::int64_t kMostPairs = 10'000;
 constexpr std::int64_t kLargestDense = 20'000;  // 3.2 GB
 
 // One step of either method: search along `d`, on failure forget the curvature and search along -g.
@@ -39,8 +40,8 @@ class QuasiNewton : public Method {
       step = search_step(problem, at, d, 1.0, c1, c2, fallbacks_);
       if (step.end == StepEnd::kNoDecrease) {
         fallbacks_.add("steepest_descent");
-        forget();
         step = search_step(problem, at, d, steepest(), c1, c2, fallbacks_);
+        forget();
       }
     }
     if (step.end != StepEnd::kMoved) return step;
@@ -84,12 +85,12 @@ class Bfgs final : public QuasiNewton {
     return info;
   }
 
-  MethodState state() const override { return {{{"inverse_hessian", inverse_}}, {}}; }
+  MethodState state() const override {
+    return {{{"inverse_hessian", inverse_}}, {{"started", fresh() ? 0.0 : 1.0}}};
+  }
   void set_state(const MethodState& state) override {
-    for (const auto& [name, vector] : state.vectors) {
-      if (name == "inverse_hessian" && vector.empty()) return forget();
-    }
-    inverse_ = state_vector(state, "inverse_hessian", n_ * n_);
+    const bool started = state_number(state, "started") != 0.0;
+    inverse_ = state_vector(state, "inverse_hessian", started ? n_ * n_ : 0);
   }
 
  private:
@@ -128,9 +129,10 @@ class LBfgs final : public QuasiNewton {
   using QuasiNewton::QuasiNewton;
 
   static MethodInfo info() {
-    return {"lbfgs",
-            {c1_row(), c2_row(0.9), {"history", ParameterKind::kInteger, 10.0, 1.0, 1e4, {}}},
-            [](std::int64_t n) { return std::make_unique<LBfgs>(n); }};
+    return {
+        "lbfgs",
+        {c1_row(), c2_row(0.9), {"history", ParameterKind::kInteger, 10.0, 1.0, kMostPairs, {}}},
+        [](std::int64_t n) { return std::make_unique<LBfgs>(n); }};
   }
 
   MethodState state() const override {
@@ -144,7 +146,7 @@ class LBfgs final : public QuasiNewton {
   }
   void set_state(const MethodState& state) override {
     std::vector<Pair> pairs;
-    const auto count = static_cast<std::int64_t>(state_number(state, "pairs"));
+    const std::int64_t count = state_count(state, "pairs", kMostPairs);
     for (std::int64_t i = 0; i < count; ++i) {
       const Vector& s = state_vector(state, concat("s", i).c_str(), n_);
       const Vector& y = state_vector(state, concat("y", i).c_str(), n_);

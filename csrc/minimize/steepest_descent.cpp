@@ -79,37 +79,39 @@ class SteepestDescent final : public Method {
 // One coordinate per step: that of the largest |g_j| (greedy, Gauss-Southwell), or all in turn.
 class CoordinateDescent final : public Method {
  public:
+  explicit CoordinateDescent(std::int64_t n) : n_(n) {}
+
   static MethodInfo info() {
     using Kind = ParameterKind;
     return {"coordinate_descent",
             {lr_row(0.1),
              {"order", Kind::kChoice, 0.0, 0.0, 1.0, {"greedy", "cyclic"}},
              {"step", Kind::kChoice, 1.0, 0.0, 1.0, {"fixed", "exact"}}},
-            [](std::int64_t) { return std::make_unique<CoordinateDescent>(); }};
+            [](std::int64_t n) { return std::make_unique<CoordinateDescent>(n); }};
   }
 
   Step step(Problem& problem, Iterate& at, const StepValues& values) override {
-    const std::int64_t n = length(at.x);
     const std::int64_t j = values.now[kOrder] == 0.0 ? largest_coordinate(at.g) : next_;
-    next_ = (next_ + 1) % n;
     Vector d(at.x.size());
+    Step step{StepEnd::kMoved, values.now[kLr]};
     if (values.now[kStep] == 0.0) {
       d[j] = -at.g[j];
-      move(at, values.now[kLr], d);
-      return {StepEnd::kMoved, values.now[kLr]};
+      move(at, step.size, d);
+    } else {
+      d[j] = 1.0;
+      step = exact_step(problem, at, d);
     }
-    d[j] = 1.0;
-    return exact_step(problem, at, d);
+    next_ = (next_ + 1) % n_;
+    return step;
   }
 
   MethodState state() const override { return {{}, {{"next", static_cast<double>(next_)}}}; }
-  void set_state(const MethodState& state) override {
-    next_ = static_cast<std::int64_t>(state_number(state, "next"));
-  }
+  void set_state(const MethodState& state) override { next_ = state_count(state, "next", n_ - 1); }
 
  private:
   enum : int { kLr, kOrder, kStep };
 
+  std::int64_t n_;
   std::int64_t next_ = 0;
 };
 

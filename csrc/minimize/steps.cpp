@@ -75,7 +75,9 @@ const Vector& state_vector(const MethodState& state, const char* name, std::int6
                        " elements of the state '", name, "', got ", length(entry.second));
     return entry.second;
   }
-  throw ValueError(concat("[minimize] expected a state with the vector '", name, "', got none"));
+  static const Vector empty;
+  expect<ValueError>(n == 0, "[minimize] expected a state with the vector '", name, "', got none");
+  return empty;
 }
 
 double state_number(const MethodState& state, const char* name) {
@@ -83,6 +85,14 @@ double state_number(const MethodState& state, const char* name) {
     if (entry.first == name) return entry.second;
   }
   throw ValueError(concat("[minimize] expected a state with the number '", name, "', got none"));
+}
+
+std::int64_t state_count(const MethodState& state, const char* name, std::int64_t highest) {
+  const double value = state_number(state, name);
+  expect<ValueError>(
+      value >= 0.0 && value <= static_cast<double>(highest) && value == std::floor(value),
+      "[minimize] expected the state '", name, "' as a count up to ", highest, ", got ", value);
+  return static_cast<std::int64_t>(value);
 }
 
 }  // namespace thalweg::minimize

@@ -31,9 +31,11 @@ Step search_step(Problem& problem, Iterate& at, const Vector& d, double first, d
 // where H d is not finite, kNoDecrease or NonFiniteError.
 Step exact_step(Problem& problem, Iterate& at, const Vector& d);
 
-// State of a method by name; ValueError when missing or of another length.
+// State of a method by name; ValueError when missing (unless n is 0) or of another length.
 const Vector& state_vector(const MethodState& state, const char* name, std::int64_t n);
 double state_number(const MethodState& state, const char* name);
+// A whole number from 0 to `highest`.
+std::int64_t state_count(const MethodState& state, const char* name, std::int64_t highest);
 
 // One per file; a method's table of parameters stands next to the code that reads it.
 MethodInfo steepest_descent_method();

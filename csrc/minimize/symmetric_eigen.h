@@ -24,8 +24,9 @@ EigenSystem tridiagonal_eigensystem(const Vector& diagonal, const Vector& off_di
 
 // Writes L with L L' = A into the lower triangle of `a`, row-major [n, n]. False, with `a` spoilt,
 // when A is not positive definite to working precision.
-bool cholesky(double* a, std::int64_t n);
+TW_INTERNAL_API bool cholesky(double* a, std::int64_t n);
 // x with L L' x = b; x and b may be the same.
-void cholesky_solve(const double* factor, std::int64_t n, const double* b, double* x);
+TW_INTERNAL_API void cholesky_solve(const double* factor, std::int64_t n, const double* b,
+                                    double* x);
 
 }  // namespace thalweg::minimize

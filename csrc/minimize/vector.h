@@ -6,16 +6,18 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/export.h"
+
 namespace thalweg::minimize {
 
 using Vector = std::vector<double>;
 
-double dot(const double* a, const double* b, std::int64_t n);
-double sum_of_magnitudes(const double* a, std::int64_t n);
+TW_INTERNAL_API double dot(const double* a, const double* b, std::int64_t n);
+TW_INTERNAL_API double sum_of_magnitudes(const double* a, std::int64_t n);
 // NaN when an element is NaN.
 double largest_magnitude(const double* a, std::int64_t n);
 // The Euclidean norm; neither overflows nor underflows where the result does not.
-double norm(const double* a, std::int64_t n);
+TW_INTERNAL_API double norm(const double* a, std::int64_t n);
 // y += alpha x
 void add_scaled(double* y, double alpha, const double* x, std::int64_t n);
 void scale(double* y, double alpha, std::int64_t n);

@@ -535,63 +535,6 @@ HyperValue parse_hyper(Members& members, const HyperParameter& row) {
   return {row.default_value, parse_schedule(*json, members.path_of(row.name), row)};
 }
 
-ParameterGroup parse_group(const Json& json, const std::string& path) {
-  Members members(json, path, "match");
-  ParameterGroup group;
-  group.match = members.string("match");
-  group.lr_scale = members.real("lr_scale", 1.0, kNotNegative);
-  group.weight_decay = members.real_or_null("weight_decay", std::nullopt,
-                                            {kWeightDecay.lowest, kWeightDecay.highest});
-  group.frozen = members.boolean("frozen", false);
-  members.finish();
-  return group;
-}
-
-OptimizerDescription parse_optimizer(const Json& json) {
-  Members members(json, "optimizer");
-  OptimizerDescription optimizer;
-  optimizer.optimizer =
-      static_cast<int>(members.choice("type", names_of(kOptimizerCount, optimizer_name)));
-  for (const HyperParameter& row : optimizer_hyper(optimizer.optimizer))
-    optimizer.hyper.push_back(parse_hyper(members, row));
-  if (const Json* json_groups = members.optional("groups")) {
-    const std::string path = members.path_of("groups");
-    const Json::Array* groups = json_groups->array();
-    if (groups == nullptr || groups->size() > kMaxGroups) {
-      fail(path, concat("an array of at most ", kMaxGroups, " parameter groups"),
-           groups ? concat(groups->size(), " groups") : shown(*json_groups));
-    }
-    for (std::size_t i = 0; i < groups->size(); ++i)
-      optimizer.groups.push_back(parse_group((*groups)[i], concat(path, "[", i, "]")));
-  }
-  members.finish();
-  return optimizer;
-}
-
-OptimizerDescription default_optimizer() { return parse_optimizer(json_object("type", "adam")); }
-
-Json optimizer_json(const OptimizerDescription& optimizer) {
-  Json::Object out = json_object("type", optimizer_name(optimizer.optimizer));
-  std::size_t i = 0;
-  for (const HyperParameter& row : optimizer_hyper(optimizer.optimizer)) {
-    const HyperValue value =
-        i < optimizer.hyper.size() ? optimizer.hyper[i] : HyperValue{row.default_value, {}};
-    ++i;
-    out.push_back({row.name, value.schedule                ? schedule_json(*value.schedule)
-                             : row.kind == HyperKind::flag ? Json(value.value != 0.0)
-                                                           : Json(value.value)});
-  }
-  Json::Array groups;
-  for (const ParameterGroup& group : optimizer.groups) {
-    Json::Object row = json_object("match", group.match, "lr_scale", group.lr_scale);
-    row.push_back({"weight_decay", or_null(group.weight_decay)});
-    row.push_back({"frozen", group.frozen});
-    groups.push_back(std::move(row));
-  }
-  out.push_back({"groups", std::move(groups)});
-  return out;
-}
-
 // ---- Methods
 
 using minimize::MethodInfo;
@@ -619,16 +562,101 @@ HyperValue parse_parameter_of(Members& members, const MethodParameter& row) {
                      {name.c_str(), row.default_value, row.lowest, row.highest, HyperKind::real});
 }
 
-MethodDescription parse_method(const Json& json) {
-  Members members(json, "method");
-  std::vector<std::string> names;
-  for (const MethodInfo& info : minimize::methods()) names.emplace_back(info.name);
+MethodDescription parse_method(Members& members, int id) {
   MethodDescription method;
-  method.method = static_cast<int>(members.choice("type", names));
-  for (const MethodParameter& row : minimize::methods()[method.method].parameters)
+  method.method = id;
+  for (const MethodParameter& row : minimize::methods()[id].parameters)
     method.values.push_back(parse_parameter_of(members, row));
   members.finish();
   return method;
+}
+
+Json method_json(const MethodDescription& method) {
+  const MethodInfo& info = minimize::methods()[method.method];
+  Json::Object out = json_object("type", info.name);
+  for (std::size_t i = 0; i < info.parameters.size(); ++i) {
+    const MethodParameter& row = info.parameters[i];
+    const HyperValue& value = method.values[i];
+    Json json(value.value);
+    if (value.schedule) {
+      json = schedule_json(*value.schedule);
+    } else if (row.kind == ParameterKind::kFlag) {
+      json = Json(value.value != 0.0);
+    } else if (row.kind == ParameterKind::kChoice) {
+      json = Json(row.choices[static_cast<std::size_t>(value.value)]);
+    } else if (row.kind == ParameterKind::kInteger) {
+      json = Json(static_cast<std::int64_t>(value.value));
+    }
+    out.push_back({std::string(row.name), std::move(json)});
+  }
+  return out;
+}
+
+ParameterGroup parse_group(const Json& json, const std::string& path) {
+  Members members(json, path, "match");
+  ParameterGroup group;
+  group.match = members.string("match");
+  group.lr_scale = members.real("lr_scale", 1.0, kNotNegative);
+  group.weight_decay = members.real_or_null("weight_decay", std::nullopt,
+                                            {kWeightDecay.lowest, kWeightDecay.highest});
+  group.frozen = members.boolean("frozen", false);
+  members.finish();
+  return group;
+}
+
+OptimizerDescription parse_optimizer(const Json& json) {
+  Members members(json, "optimizer");
+  OptimizerDescription optimizer;
+  std::vector<std::string> names = names_of(kOptimizerCount, optimizer_name);
+  for (const MethodInfo& info : minimize::methods())
+    if (!info.elementwise) names.emplace_back(info.name);
+  const std::size_t type = members.choice("type", names);
+  if (type >= std::size_t{kOptimizerCount}) {
+    optimizer.optimizer = kOptimizerSgd;
+    optimizer.hyper.assign(static_cast<std::size_t>(optimizer_hyper(kOptimizerSgd).count), {});
+    optimizer.method = parse_method(members, minimize::method_id(names[type]));
+    return optimizer;
+  }
+  optimizer.optimizer = static_cast<int>(type);
+  for (const HyperParameter& row : optimizer_hyper(optimizer.optimizer))
+    optimizer.hyper.push_back(parse_hyper(members, row));
+  if (const Json* json_groups = members.optional("groups")) {
+    const std::string path = members.path_of("groups");
+    const Json::Array* groups = json_groups->array();
+    if (groups == nullptr || groups->size() > kMaxGroups) {
+      fail(path, concat("an array of at most ", kMaxGroups, " parameter groups"),
+           groups ? concat(groups->size(), " groups") : shown(*json_groups));
+    }
+    for (std::size_t i = 0; i < groups->size(); ++i)
+      optimizer.groups.push_back(parse_group((*groups)[i], concat(path, "[", i, "]")));
+  }
+  members.finish();
+  return optimizer;
+}
+
+OptimizerDescription default_optimizer() { return parse_optimizer(json_object("type", "adam")); }
+
+Json optimizer_json(const OptimizerDescription& optimizer) {
+  if (optimizer.method) return method_json(*optimizer.method);
+  Json::Object out = json_object("type", optimizer_name(optimizer.optimizer));
+  std::size_t i = 0;
+  for (const HyperParameter& row : optimizer_hyper(optimizer.optimizer)) {
+    const HyperValue value =
+        i < optimizer.hyper.size() ? optimizer.hyper[i] : HyperValue{row.default_value, {}};
+    ++i;
+    out.push_back({row.name, value.schedule                ? schedule_json(*value.schedule)
+                             : row.kind == HyperKind::flag ? Json(value.value != 0.0)
+                                                           : Json(value.value)});
+  }
+  Json::Array groups;
+  for (const ParameterGroup& group : optimizer.groups) {
+    Json::Object row = json_object("match", group.match, "lr_scale", group.lr_scale);
+    row.push_back({"weight_decay", or_null(group.weight_decay)});
+    row.push_back({"frozen", group.frozen});
+    groups.push_back(std::move(row));
+  }
+  out.push_back({"groups", std::move(groups)});
+  return out;
 }
 
 // ---- Averaging
@@ -681,6 +709,13 @@ Description parse_description(std::string_view json) {
   if (const Json* averaging = members.optional("averaging"))
     description.averaging = parse_averaging(*averaging);
   description.clip_norm = members.real_or_null("clip_norm", std::nullopt, kPositive);
+  if (description.optimizer.method) {
+    const std::string_view name = minimize::methods()[description.optimizer.method->method].name;
+    const std::string expected = concat("null beside the method '", name, "'");
+    if (description.averaging.kind != Averaging::Kind::kNone)
+      fail("averaging", expected, "an average");
+    if (description.clip_norm) fail("clip_norm", expected, concat(*description.clip_norm));
+  }
   description.check_finite =
       static_cast<CheckFinite>(members.choice("check_finite", {"loss", "gradients"}, 0));
   description.matmul_precision = static_cast<MatmulPrecision>(members.choice(
@@ -689,7 +724,14 @@ Description parse_description(std::string_view json) {
   return description;
 }
 
-MethodDescription parse_method(std::string_view json) { return parse_method(Json::parse(json)); }
+MethodDescription parse_method(std::string_view json) {
+  const Json root = Json::parse(json);
+  Members members(root, "method");
+  std::vector<std::string> names;
+  for (const MethodInfo& info : minimize::methods()) names.emplace_back(info.name);
+  const auto id = static_cast<int>(members.choice("type", names));
+  return parse_method(members, id);
+}
 
 std::string to_json(const Description& description) {
   Json::Object out;

@@ -93,17 +93,20 @@ struct ParameterGroup {
   bool frozen = false;
 };
 
-struct OptimizerDescription {
-  int optimizer = 0;              // position in math/optimizers.inc
-  std::vector<HyperValue> hyper;  // in the order of the optimizer's table; flags are 0 or 1
-  std::vector<ParameterGroup> groups;
-};
-
 // A method of minimize/ that sees the objective itself, not one element of a gradient.
 struct MethodDescription {
   int method = 0;                  // position in minimize::methods()
   std::vector<HyperValue> values;  // in the order of the method's table; flags are 0 or 1, choices
                                    // positions
+};
+
+struct OptimizerDescription {
+  int optimizer = 0;              // position in math/optimizers.inc
+  std::vector<HyperValue> hyper;  // in the order of the optimizer's table; flags are 0 or 1
+  std::vector<ParameterGroup> groups;
+  // In place of an elementwise optimizer, which then is `sgd` with a learning rate of 0: an update
+  // of the engines that leaves the parameters alone.
+  std::optional<MethodDescription> method;
 };
 
 struct Averaging {

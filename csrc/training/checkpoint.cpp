@@ -1,8 +1,9 @@
 // What a model writes to and reads from a file. The container is in checkpoint_file.h.
 //
 // Tensors: parameters and batch-norm buffers by layer, "optimizer.<slot>.<parameter>",
-// "average.<parameter>". Metadata: "description" (JSON), "training" (JSON: counters, the place in
-// the data and the partial metrics of the epoch in progress).
+// "average.<parameter>", "method.<vector>" (float64) of a method on the whole objective. Metadata:
+// "description" (JSON), "training" (JSON: counters, the place in the data and the partial metrics
+// of the epoch in progress), "method" (JSON: its numbers).
 #include <algorithm>
 #include <cstring>
 
@@ -150,6 +151,26 @@ Cursor parse_cursor(const std::string& text) {
   return cursor;
 }
 
+constexpr std::string_view kMethodPrefix = "method.";
+
+minimize::MethodState read_method(const CheckpointFile& file) {
+  minimize::MethodState state;
+  for (const StoredTensor& tensor : file.tensors) {
+    if (!std::string_view(tensor.name).starts_with(kMethodPrefix)) continue;
+    minimize::Vector values(static_cast<std::size_t>(tensor.bytes / item_size(tensor.dtype)));
+    read_values(tensor, minimize::length(values), values.data());
+    state.vectors.emplace_back(tensor.name.substr(kMethodPrefix.size()), std::move(values));
+  }
+  const Json numbers = Json::parse(metadata(file, "method"));
+  if (numbers.object() == nullptr) fail("expected an object as metadata 'method'");
+  for (const Json::Member& member : *numbers.object()) {
+    const std::optional<double> value = member.value.number();
+    if (!value) fail(concat("expected method.", member.key, " in the metadata as a number"));
+    state.numbers.emplace_back(member.key, *value);
+  }
+  return state;
+}
+
 }  // namespace
 
 template <class T>
@@ -178,6 +199,22 @@ void TypedModel<T>::save(const std::string& path) const {
     add(concat("optimizer.", slots[s], "."),
         [&](T* values) { engine_->get_slot(static_cast<int>(s), values); });
   if (cursor_.averaged > 0) add("average.", [&](T* values) { engine_->get_average(values); });
+  minimize::MethodState method;
+  if (method_) {
+    method = method_->state();
+    for (const auto& [name, values] : method.vectors) {
+      if (values.empty()) continue;
+      const std::int64_t size = minimize::length(values);
+      file.tensors.push_back({concat(kMethodPrefix, name),
+                              DType::kFloat64,
+                              {size},
+                              values.data(),
+                              size * std::int64_t{sizeof(double)}});
+    }
+    Json::Object numbers;
+    for (const auto& [name, value] : method.numbers) numbers.push_back({name, value});
+    file.metadata["method"] = Json(std::move(numbers)).text();
+  }
   file.metadata["description"] = to_json(plan_.description);
   file.metadata["training"] = cursor_json(cursor_).text();
   write_checkpoint_file(path, file);
@@ -201,6 +238,8 @@ void TypedModel<T>::restore(const CheckpointFile& file) {
     average = read_tensors<T>(file, tensors_, "average.");
   }
   if (cursor.position > cursor.rows) fail("expected training.position <= training.rows");
+  // A state that is not the method's is an error; this one is replaced whole.
+  if (method_) method_->set_state(read_method(file));
 
   set_parameters(parameters.data());
   set_state(state.data());

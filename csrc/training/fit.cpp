@@ -30,17 +30,22 @@ double improvement(const EarlyStopping& rule, const EpochRecord& epoch) {
 template <class T>
 class Fitting {
  public:
-  Fitting(Engine<T>& engine, const FitSource& source, std::int64_t batch_size,
-          const Interrupt& interrupt)
-      : engine_(engine) {
+  Fitting(Engine<T>& engine, MethodUpdates<T>* method, const FitSource& source,
+          std::int64_t batch_size, const Interrupt& interrupt)
+      : engine_(engine), method_(method) {
     engine_.begin_fit(source, batch_size, interrupt);
+    if (method_ != nullptr) method_->begin_fit(source);
   }
-  ~Fitting() { engine_.end_fit(); }
+  ~Fitting() {
+    if (method_ != nullptr) method_->end_fit();
+    engine_.end_fit();
+  }
   Fitting(const Fitting&) = delete;
   Fitting& operator=(const Fitting&) = delete;
 
  private:
   Engine<T>& engine_;
+  MethodUpdates<T>* method_;
 };
 
 }  // namespace
@@ -105,6 +110,13 @@ StepRecord TypedModel<T>::record_of(const RunResult& result) const {
 }
 
 template <class T>
+RunResult TypedModel<T>::run_updates(const Order& order, std::int64_t updates,
+                                     const Interrupt& interrupt, Cursor* cursor) {
+  return method_ ? method_->run(order, updates, interrupt, cursor)
+                 : engine_->run(order, updates, interrupt, cursor);
+}
+
+template <class T>
 StepRecord TypedModel<T>::step(const Data& data, const Interrupt& interrupt,
                                const CustomLoss& custom_loss) {
   FitSource source;
@@ -113,13 +125,13 @@ StepRecord TypedModel<T>::step(const Data& data, const Interrupt& interrupt,
   const std::int64_t rows = data.x.rows;
   check_batch(rows, "step");
   source.custom_loss = checked_custom_loss(custom_loss, "step");
-  const Fitting<T> fitting(*engine_, source, rows, interrupt);
+  const Fitting<T> fitting(*engine_, method_.get(), source, rows, interrupt);
   Cursor cursor = cursor_;  // the place in an epoch stays
   cursor.position = 0;
   cursor.rows = cursor.batch_size = rows;
   cursor.accumulate = 1;
   const Order order(Shuffle::kNone, rows, plan_.description.seed, 0);
-  const RunResult result = engine_->run(order, 1, interrupt, &cursor);
+  const RunResult result = run_updates(order, 1, interrupt, &cursor);
   cursor_.steps = cursor.steps;
   cursor_.updates = cursor.updates;
   cursor_.averaged = cursor.averaged;
@@ -141,6 +153,9 @@ Targets TypedModel<T>::checked_targets(const Data& data, const FitOptions& optio
                      "got ", options.batch_size);
   expect<ValueError>(options.accumulate >= 1, "[fit] expected accumulate >= 1, got ",
                      options.accumulate);
+  expect<ValueError>(options.accumulate == 1 || !method_,
+                     "[fit] expected accumulate=1 with a method on the whole objective, got ",
+                     options.accumulate, "; a larger batch_size is the same");
   expect<ValueError>(!options.max_steps || *options.max_steps >= 0,
                      "[fit] expected max_steps >= 0, got ", options.max_steps.value_or(0));
   check_batch(options.batch_size == 0 ? data.x.rows : std::min(options.batch_size, data.x.rows),
@@ -176,7 +191,7 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
   source.shuffle = options.shuffle;
   source.class_weights = options.class_weights;
   if (has_custom_loss()) source.custom_loss = custom_loss_;
-  const Fitting<T> fitting(*engine_, source, batch_size, options.interrupt);
+  const Fitting<T> fitting(*engine_, method_.get(), source, batch_size, options.interrupt);
 
   if (cursor_.rows != rows || cursor_.batch_size != batch_size ||
       cursor_.accumulate != accumulate || cursor_.shuffle != options.shuffle)
@@ -217,7 +232,7 @@ FitResult TypedModel<T>::fit(const Data& data, const FitOptions& options) {
     while (cursor_.position < rows && go_on) {
       std::int64_t updates = steps_left;
       if (steps_called) updates = std::min(updates, options.every - cursor_.steps % options.every);
-      const RunResult run = engine_->run(order, updates, options.interrupt, &cursor_);
+      const RunResult run = run_updates(order, updates, options.interrupt, &cursor_);
       if (run.updates > 0) record.lr = run.lr;
       record.steps += run.updates;
       steps_left -= run.updates;
@@ -282,6 +297,8 @@ void TypedModel<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
 #define TW_INSTANTIATE(T)                                                                       \
   template FitResult TypedModel<T>::fit(const Data&, const FitOptions&);                        \
   template Targets TypedModel<T>::checked_targets(const Data&, const FitOptions&) const;        \
+  template RunResult TypedModel<T>::run_updates(const Order&, std::int64_t, const Interrupt&,   \
+                                                Cursor*);                                       \
   template StepRecord TypedModel<T>::step(const Data&, const Interrupt&, const CustomLoss&);    \
   template void TypedModel<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,           \
                                                       const Interrupt&);                        \

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/array_view.h"
@@ -149,6 +150,8 @@ class TW_INTERNAL_API Model {
   virtual void reset() = 0;                           // parameters, state, counters as after create
   // Its slots, its count of updates and its schedules start at zero.
   virtual void set_optimizer(const OptimizerDescription& optimizer) = 0;
+  // How often the method of the optimizer left its rule, by name; empty without a method.
+  virtual std::vector<std::pair<std::string, std::int64_t>> fallbacks() const = 0;
   virtual void recalibrate_batch_norm(const ArrayView& x, std::int64_t batch_size,
                                       const Interrupt& interrupt = {}) = 0;
 

@@ -23,6 +23,13 @@ TensorInfo info_of(const std::string& name, std::vector<std::int64_t> shape, std
   return info;
 }
 
+// Second derivatives are computed on the CPU.
+void check_method_device(const OptimizerDescription& optimizer, const std::string& device) {
+  expect<DeviceError>(!optimizer.method || device == "cpu",
+                      "[model] expected an elementwise optimizer on ", device,
+                      ", got a method on the whole objective; use device=\"cpu\"");
+}
+
 }  // namespace
 
 int resolve_threads(int threads) {
@@ -62,8 +69,22 @@ TypedModel<T>::TypedModel(const Description& description, const std::string& dev
   for (const LayerOutput& layer : plan_.layers)
     layers_.push_back(
         {layer.name, layer.type, plan_.buffers[layer.buffer].width, layer.parameters});
+  check_method_device(plan_.description.optimizer, device);
   engine_ = make_engine<T>(device, plan_, threads_);
   reset();
+}
+
+template <class T>
+void TypedModel<T>::make_method() {
+  method_.reset();
+  if (plan_.description.optimizer.method)
+    method_ = std::make_unique<MethodUpdates<T>>(*this, plan_, *engine_);
+}
+
+template <class T>
+std::vector<std::pair<std::string, std::int64_t>> TypedModel<T>::fallbacks() const {
+  if (!method_) return {};
+  return method_->fallbacks();
 }
 
 template <class T>
@@ -82,6 +103,7 @@ std::unique_ptr<Model> TypedModel<T>::copy() const {
     engine_->get_average(values.data());
     other->engine_->set_average(values.data());
   }
+  if (method_) other->method_->set_state(method_->state());
   other->cursor_ = cursor_;
   other->custom_loss_ = custom_loss_;
   return other;
@@ -107,15 +129,18 @@ void TypedModel<T>::reset() {
   set_state(state.data());
   engine_->set_batches(std::vector<std::int64_t>(plan_.states.size(), 0));
   engine_->reset_optimizer();
+  make_method();
   cursor_ = {};
 }
 
 template <class T>
 void TypedModel<T>::set_optimizer(const OptimizerDescription& optimizer) {
+  check_method_device(optimizer, device());
   OptimizerDescription description = optimizer;
   engine_->set_optimizer(optimizer);
-  plan_.description.optimizer = std::move(description);  // nothing can fail from here on
+  plan_.description.optimizer = std::move(description);
   cursor_.updates = 0;
+  make_method();
 }
 
 template <class T>

@@ -10,6 +10,7 @@
 #include "network/plan.h"
 #include "training/data.h"
 #include "training/engine.h"
+#include "training/method_updates.h"
 #include "training/model.h"
 
 namespace thalweg {
@@ -47,6 +48,7 @@ class TypedModel final : public Model {
   void set_custom_loss(CustomLoss loss) override { custom_loss_ = std::move(loss); }
   void reset() override;
   void set_optimizer(const OptimizerDescription& optimizer) override;
+  std::vector<std::pair<std::string, std::int64_t>> fallbacks() const override;
   void recalibrate_batch_norm(const ArrayView& x, std::int64_t batch_size,
                               const Interrupt& interrupt) override;
 
@@ -101,8 +103,13 @@ class TypedModel final : public Model {
   // Throws what the end of a run calls for.
   void raise(const RunResult& result) const;
   StepRecord record_of(const RunResult& result) const;
+  // By the engine, or by the method of the optimizer.
+  RunResult run_updates(const Order& order, std::int64_t updates, const Interrupt& interrupt,
+                        Cursor* cursor);
 
   // typed_model.cpp
+  // The method of the optimizer with an empty state, if there is one.
+  void make_method();
   Metrics metrics_of(const LossTotals& totals) const;
   bool has_accuracy() const;
   bool has_custom_loss() const {
@@ -119,6 +126,7 @@ class TypedModel final : public Model {
   Plan plan_;
   int threads_;
   std::unique_ptr<Engine<T>> engine_;
+  std::unique_ptr<MethodUpdates<T>> method_;  // null: the optimizer is elementwise
   Cursor cursor_;
   CustomLoss custom_loss_;
   std::vector<TensorInfo> tensors_;

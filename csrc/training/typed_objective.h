@@ -39,6 +39,10 @@ class TypedObjective final : public Objective {
   void example_gradients(const double* theta, std::int64_t first, std::int64_t count,
                          void* out) override;
   void example_gradient_norms(const double* theta, double* out) override;
+  // Values are sums of float32 losses in double.
+  double relative_noise() const override {
+    return sizeof(T) == sizeof(float) ? 0x1p-20 : Function::relative_noise();
+  }
   bool has_path_scales() const override { return !plan_.has_batch_norm(); }
   void path_scales(const double* theta, double* kappa) override;
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg import _check, _core
 from thalweg._description import method_table, plain
+from thalweg.objective import Objective
 from thalweg.optim import Optimizer, resolve_method
 
 __all__ = ["MinimizeProgress", "MinimizeResult", "minimize"]
@@ -208,6 +209,62 @@ def _callable(name: str, value: Any) -> Callable[..., Any]:
     return function
 
 
+class _Parts(NamedTuple):
+    """What the engine calls, on flat float64 vectors."""
+
+    value_and_gradient: Callable[[Array], tuple[float, Array]]
+    value: Callable[[Array], float] | None = None
+    hvp: Callable[[Array, Array], Array] | None = None
+    ggnvp: Callable[[Array, Array], Array] | None = None
+    path_scales: Callable[[Array], Array] | None = None
+
+
+def _parts_of_functions(
+    callables: _Callables,
+    fun: Callable[..., Any],
+    jac: bool | Callable[..., Any],
+    hvp: Callable[..., Any] | None,
+    hess: Callable[..., Any] | None,
+    ggnvp: Callable[..., Any] | None,
+) -> _Parts:
+    function = _callable("fun", fun)
+    if jac is True:
+        parts = _Parts(callables.combined(function))
+    elif callable(jac):
+        parts = _Parts(callables.joined(function, jac), callables.value(function))
+    else:
+        raise TypeError(
+            f"[{_WHERE}] expected jac to be True or a function, got {_check.shown(jac)}; "
+            "gradients are not approximated"
+        )
+    if hvp is not None and hess is not None:
+        raise ValueError(f"[{_WHERE}] expected one of hvp and hess, got both")
+    if hvp is not None:
+        parts = parts._replace(hvp=callables.product("hvp", _callable("hvp", hvp)))
+    elif hess is not None:
+        parts = parts._replace(hvp=callables.matrix_product(_callable("hess", hess)))
+    if ggnvp is not None:
+        parts = parts._replace(ggnvp=callables.product("ggnvp", _callable("ggnvp", ggnvp)))
+    return parts
+
+
+def _parts_of_objective(objective: Objective) -> _Parts:
+    def evaluate(flat: Array) -> tuple[float, Array]:
+        value, gradient = objective.value_and_grad(flat)
+        return value, gradient.astype(np.float64)
+
+    def path_scales(flat: Array) -> Array:
+        return _core.path_scales(objective.model._core, flat, 2.0).astype(np.float64)
+
+    return _Parts(
+        evaluate,
+        objective.value,
+        lambda flat, v: objective.hvp(v, flat).astype(np.float64),
+        lambda flat, v: objective.ggnvp(v, flat).astype(np.float64),
+        None if objective.model.has_batch_norm else path_scales,
+    )
+
+
 def _reporter(
     callback: Callable[[MinimizeProgress], bool | None], callables: _Callables
 ) -> Callable[[int, Array, float, float], bool]:
@@ -230,8 +287,8 @@ def _reporter(
 
 
 def minimize(
-    fun: Callable[..., Any],
-    x0: ArrayLike,
+    fun: Callable[..., Any] | Objective,
+    x0: ArrayLike | None = None,
     method: str | Optimizer = "lbfgs",
     *,
     args: Sequence[Any] = (),
@@ -253,12 +310,14 @@ def minimize(
 
     Parameters
     ----------
-    fun : callable
+    fun : callable or Objective
         ``fun(x, *args)`` returns ``(value, gradient)``: a number, and an array of the shape of x. x
-        has the shape and dtype of x0 and is the function's own.
+        has the shape and dtype of x0 and is the function's own. An `Objective` is minimized over
+        the model's parameters, with its own products and path scales; the model stays as it is, and
+        ``model.set_parameters(result.x)`` puts the result into it.
     x0 : array_like
         Start, of any shape. float32 stays float32 on the way to `fun` and in the result; every
-        other real dtype becomes float64.
+        other real dtype becomes float64. None: the parameters of an objective's model.
     method : str or optim.Optimizer, default "lbfgs"
         ``"steepest_descent"``, ``"coordinate_descent"``, ``"nonlinear_cg"``, ``"linear_cg"``,
         ``"bfgs"``, ``"lbfgs"``, ``"newton"``, ``"damped_newton"``, ``"saddle_free_newton"``; an
@@ -311,34 +370,31 @@ def minimize(
     >>> result.x, result.status
     (array([ 1., -2.]), 'converged')
     """
-    start = _start(x0)
     described = resolve_method(_WHERE, method, options)
-    callables = _Callables(start, args)
-    function = _callable("fun", fun)
-    value = None
-    if jac is True:
-        evaluate = callables.combined(function)
-    elif callable(jac):
-        evaluate, value = callables.joined(function, jac), callables.value(function)
+    if isinstance(fun, Objective):
+        own = {"args": args != (), "jac": jac is not True, "hvp": hvp, "hess": hess, "ggnvp": ggnvp}
+        given = [name for name, value in own.items() if value]
+        if given:
+            raise TypeError(f"[{_WHERE}] expected no {', '.join(given)} beside an Objective")
+        start = _start(fun.model.parameters if x0 is None else x0)
+        if start.shape != (fun.num_parameters,):
+            raise ValueError(
+                f"[{_WHERE}] expected x0 of shape ({fun.num_parameters},), got {start.shape}"
+            )
+        callables = _Callables(start, ())
+        parts = _parts_of_objective(fun)
     else:
-        raise TypeError(
-            f"[{_WHERE}] expected jac to be True or a function, got {_check.shown(jac)}; "
-            "gradients are not approximated"
-        )
-    if hvp is not None and hess is not None:
-        raise ValueError(f"[{_WHERE}] expected one of hvp and hess, got both")
-    product = None
-    if hvp is not None:
-        product = callables.product("hvp", _callable("hvp", hvp))
-    elif hess is not None:
-        product = callables.matrix_product(_callable("hess", hess))
-    gauss_newton = None
-    if ggnvp is not None:
-        gauss_newton = callables.product("ggnvp", _callable("ggnvp", ggnvp))
+        if x0 is None:
+            raise TypeError(f"[{_WHERE}] expected x0, got None; only an Objective has a start")
+        start = _start(x0)
+        callables = _Callables(start, args)
+        parts = _parts_of_functions(callables, fun, jac, hvp, hess, ggnvp)
     if method_table()[described.type]["needs_curvature"]:
         wanted = getattr(described, "curvature")  # noqa: B009
-        given, names = (product, "hvp or hess") if wanted == "hessian" else (gauss_newton, "ggnvp")
-        if given is None:
+        product, names = (
+            (parts.hvp, "hvp or hess") if wanted == "hessian" else (parts.ggnvp, "ggnvp")
+        )
+        if product is None:
             raise ValueError(
                 f"[{_WHERE}] expected {names} for {described.type!r} with "
                 f"curvature={wanted!r}, got none"
@@ -347,10 +403,7 @@ def minimize(
     result = _core.minimize(
         json.dumps(plain(description)),
         np.ascontiguousarray(start, dtype=np.float64).ravel(),
-        evaluate,
-        value,
-        product,
-        gauss_newton,
+        *parts,
         _NOISE[start.dtype.name],
         _check.integer(_WHERE, "max_iterations", max_iterations, 0),
         0

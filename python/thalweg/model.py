@@ -183,6 +183,16 @@ class Model:
         return optim.from_dict(self._description["optimizer"])
 
     @property
+    def fallbacks(self) -> dict[str, int]:
+        """How often an `optim.Method` left its rule since it began, by name.
+
+        The names are those of `MinimizeResult.fallbacks`, and ``"no_decrease"``: updates in which
+        no step decreased the minibatch's loss, and the parameters stayed. Empty for elementwise
+        optimizers.
+        """
+        return self._core.fallbacks()
+
+    @property
     def averaging(self) -> optim.Averaging | None:
         """The averaging, or None."""
         value = self._description["averaging"]

@@ -4,7 +4,7 @@ An optimizer is an immutable description; its formulas run in one fused pass of 
 the vector of parameters, g the gradient, e the learning rate `lr`; all operations are elementwise.
 `lr` and `momentum` take a number or a schedule of `thalweg.schedules`.
 
-Every optimizer also takes, as keywords:
+Every elementwise optimizer also takes, as keywords:
 
 weight_decay : float, default 0.0
     Adds weight_decay * theta to g (L2 penalty); `AdamW` shrinks theta directly instead.
@@ -12,8 +12,9 @@ groups : sequence of Group, default ()
     Other learning rates, decay or freezing for parameters by name; the first match wins.
 
 A `Method` sees the objective itself, not one element of a gradient: it may search along a line or
-use second derivatives. `thalweg.minimize` runs methods and optimizers alike on a function of an
-array.
+use second derivatives. In training, each update is one step of the method on that minibatch, batch
+statistics and dropout masks included; ``batch_size=len(x)`` minimizes the loss of all rows.
+`thalweg.minimize` runs methods and optimizers alike on a function of an array.
 
 Examples
 --------
@@ -672,11 +673,11 @@ def resolve_optimizer(value: Optimizer | str | Mapping[str, Any] | None) -> Opti
     if value is None:
         return Adam()
     if isinstance(value, str):
-        return _BY_TYPE[_check.choice("Model", "optimizer", value, _BY_TYPE)]()
+        return _ALL[_check.choice("Model", "optimizer", value, _ALL)]()
     if isinstance(value, Mapping):
-        value = from_dict(value)
-    hint = "an optimizer of thalweg.optim that is elementwise, e.g. optim.Adam(1e-3), or its name"
-    return _check.instance("Model", "optimizer", value, Elementwise, hint)
+        return from_dict(value)
+    hint = "an optimizer of thalweg.optim, e.g. optim.Adam(1e-3), or its name"
+    return _check.instance("Model", "optimizer", value, Optimizer, hint)
 
 
 def resolve_method(where: str, value: Optimizer | str, options: Mapping[str, Any]) -> Optimizer:

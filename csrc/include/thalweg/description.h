@@ -605,6 +605,132 @@ struct AdamW {
   }
 };
 
+// ---- Methods on the whole objective: one step per update, on the loss of its minibatch
+
+// norm: "l1", "l2", "linf"; step: "fixed", "exact", "wolfe".
+struct SteepestDescent {
+  using Category = detail::OptimizerCategory;
+  Hyper lr = 0.1;
+  std::string norm = "l2";
+  bool normalized = false;
+  std::string step = "fixed";
+  double c1 = 1e-4;
+  double c2 = 0.9;
+  std::string json() const {
+    return detail::typed("steepest_descent")
+        .json("lr", lr.json())
+        .text("norm", norm)
+        .flag("normalized", normalized)
+        .text("step", step)
+        .number("c1", c1)
+        .number("c2", c2);
+  }
+};
+// order: "greedy", "cyclic"; step: "exact", "fixed".
+struct CoordinateDescent {
+  using Category = detail::OptimizerCategory;
+  Hyper lr = 0.1;
+  std::string order = "greedy";
+  std::string step = "exact";
+  std::string json() const {
+    return detail::typed("coordinate_descent")
+        .json("lr", lr.json())
+        .text("order", order)
+        .text("step", step);
+  }
+};
+struct NonlinearCG {
+  using Category = detail::OptimizerCategory;
+  double c1 = 1e-4;
+  double c2 = 0.1;
+  std::int64_t restart_every = 0;  // 0: the number of parameters
+  std::string json() const {
+    return detail::typed("nonlinear_cg")
+        .number("c1", c1)
+        .number("c2", c2)
+        .number("restart_every", restart_every);
+  }
+};
+// For losses that are quadratic in the parameters.
+struct LinearCG {
+  using Category = detail::OptimizerCategory;
+  std::string json() const { return detail::typed("linear_cg"); }
+};
+struct BFGS {
+  using Category = detail::OptimizerCategory;
+  double c1 = 1e-4;
+  double c2 = 0.9;
+  std::string json() const { return detail::typed("bfgs").number("c1", c1).number("c2", c2); }
+};
+struct LBFGS {
+  using Category = detail::OptimizerCategory;
+  std::int64_t history = 10;
+  double c1 = 1e-4;
+  double c2 = 0.9;
+  std::string json() const {
+    return detail::typed("lbfgs").number("history", history).number("c1", c1).number("c2", c2);
+  }
+};
+// curvature: "hessian", "gauss_newton".
+struct Newton {
+  using Category = detail::OptimizerCategory;
+  Hyper lr = 1.0;
+  double damping = 0.0;
+  bool damping_search = false;
+  std::string curvature = "hessian";
+  std::int64_t krylov = 50;
+  std::int64_t exact_below = 300;
+  std::string json() const {
+    return detail::typed("newton")
+        .json("lr", lr.json())
+        .number("damping", damping)
+        .flag("damping_search", damping_search)
+        .text("curvature", curvature)
+        .number("krylov", krylov)
+        .number("exact_below", exact_below);
+  }
+};
+// Newton with the eigenvalues' magnitudes.
+struct SaddleFreeNewton {
+  using Category = detail::OptimizerCategory;
+  Hyper lr = 1.0;
+  double damping = 0.0;
+  bool damping_search = false;
+  std::string curvature = "hessian";
+  std::int64_t krylov = 50;
+  std::int64_t exact_below = 300;
+  std::string json() const {
+    return detail::typed("saddle_free_newton")
+        .json("lr", lr.json())
+        .number("damping", damping)
+        .flag("damping_search", damping_search)
+        .text("curvature", curvature)
+        .number("krylov", krylov)
+        .number("exact_below", exact_below);
+  }
+};
+struct DampedNewton {
+  using Category = detail::OptimizerCategory;
+  double damping = 1e-3;
+  std::string curvature = "hessian";
+  std::int64_t exact_below = 300;
+  std::int64_t cg_iterations = 100;
+  double cg_tolerance = 1e-6;
+  std::string json() const {
+    return detail::typed("damped_newton")
+        .number("damping", damping)
+        .text("curvature", curvature)
+        .number("exact_below", exact_below)
+        .number("cg_iterations", cg_iterations)
+        .number("cg_tolerance", cg_tolerance);
+  }
+};
+struct PathSGD {
+  using Category = detail::OptimizerCategory;
+  Hyper lr = 0.01;
+  std::string json() const { return detail::typed("path_sgd").json("lr", lr.json()); }
+};
+
 // ---- Averages of the parameters
 
 // The mean over all updates from the update `start` on.
