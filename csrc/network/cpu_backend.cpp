@@ -77,7 +77,7 @@ void CpuBackend<T>::begin_forward(const Pass& pass) {
 }
 
 template <class T>
-bool CpuBackend<T>::dense(const DenseForward<CpuBackend>& problem) {
+bool CpuBackend<T>::dense(const Pass&, const DenseForward<CpuBackend>& problem) {
   cpu::Gemm<T> gemm;
   gemm.a = problem.x;
   gemm.b = problem.weight.values;
@@ -246,7 +246,8 @@ void CpuBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, cons
 }
 
 template <class T>
-void CpuBackend<T>::dense_input_gradient(const DenseInputGradient<CpuBackend>& problem) {
+void CpuBackend<T>::dense_input_gradient(const Pass&,
+                                         const DenseInputGradient<CpuBackend>& problem) {
   cpu::Gemm<T> gemm;
   gemm.a = problem.dy;
   gemm.b = problem.weight.transposed;

@@ -75,7 +75,8 @@ class CpuBackend {
   }
 
   void begin_forward(const Pass& pass);
-  bool dense(const DenseForward<CpuBackend>& problem);
+  bool dense(const Pass& pass, const DenseForward<CpuBackend>& problem);
+  static constexpr bool fuses_dropout(const Node&) { return false; }
   void activation(const Matrix& z, const Matrix& y, const Activation& activation);
   void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                bool accumulate);
@@ -94,7 +95,7 @@ class CpuBackend {
 
   void activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
                            const Activation& activation, bool accumulate);
-  void dense_input_gradient(const DenseInputGradient<CpuBackend>& problem);
+  void dense_input_gradient(const Pass& pass, const DenseInputGradient<CpuBackend>& problem);
   void maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz, std::int64_t pieces);
   void batch_norm_backward(const Pass& pass, const BatchNormBackward<CpuBackend>& problem);
 

@@ -91,7 +91,36 @@ cuda::Loss<T> CudaBackend<T>::loss_problem(const LossRequest& request,
 }
 
 template <class T>
-bool CudaBackend<T>::dense(const DenseForward<CudaBackend>& problem) {
+std::optional<double> CudaBackend<T>::slope_of_the_rest(const Activation& activation) {
+  if (activation.id == kActivationRelu) return 0.0;
+  if (activation.id == kActivationLeakyRelu) return activation.parameter;
+  return std::nullopt;
+}
+
+// Of a value that is dropped in the epilogue only the result is kept. That is enough for the
+// identity, for ReLU, whose sign it has, and for an activation that keeps its input.
+template <class T>
+bool CudaBackend<T>::fuses_dropout(const Node& dense) const {
+  return dense.activation.id == kActivationIdentity || dense.pre >= 0 ||
+         slope_of_the_rest(dense.activation) == 0.0;
+}
+
+template <class T>
+cuda::Dropout CudaBackend<T>::dropout_of(const Pass& pass, const Node& node) const {
+  cuda::Dropout dropout;
+  dropout.seed = pass.seed;
+  dropout.state = results_.state;
+  dropout.step = pass.step;
+  dropout.stream = node.stream;
+  dropout.threshold = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(bernoulli_threshold(node.rate), 0xffffffffu));
+  dropout.scale = 1.0 / (1.0 - node.rate);
+  dropout.first_row = pass.first_row;
+  return dropout;
+}
+
+template <class T>
+bool CudaBackend<T>::dense(const Pass& pass, const DenseForward<CudaBackend>& problem) {
   cuda::DenseForward<T> product;
   product.precision = static_cast<cuda::Precision>(problem.weight.plane_count);
   product.x = problem.x;
@@ -100,6 +129,11 @@ bool CudaBackend<T>::dense(const DenseForward<CudaBackend>& problem) {
   product.shift = problem.bias;
   product.activation = problem.activation;
   product.pre = problem.pre;
+  if (pass.mode != Mode::kInference) product.signs = workspace_.signs(problem.buffer);
+  if (problem.dropout != nullptr) {
+    product.drops = true;
+    product.dropout = dropout_of(pass, *problem.dropout);
+  }
   if (problem.statistics >= 0) {
     product.takes_statistics = true;
     product.row_weights = row_weights(problem.statistics);
@@ -136,15 +170,7 @@ void CudaBackend<T>::activation(const Matrix& z, const Matrix& y, const Activati
 template <class T>
 void CudaBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                              bool accumulate) {
-  cuda::Dropout dropout;
-  dropout.seed = pass.seed;
-  dropout.state = results_.state;
-  dropout.step = pass.step;
-  dropout.stream = node.stream;
-  dropout.threshold = static_cast<std::uint32_t>(
-      std::min<std::uint64_t>(bernoulli_threshold(node.rate), 0xffffffffu));
-  dropout.scale = 1.0 / (1.0 - node.rate);
-  dropout.first_row = pass.first_row;
+  const cuda::Dropout dropout = dropout_of(pass, node);
   run(0, [&](const cuda::Scratch&) { cuda::dropout<T>(x, y, dropout, accumulate, stream_); });
 }
 
@@ -218,15 +244,29 @@ void CudaBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, con
 }
 
 template <class T>
-void CudaBackend<T>::dense_input_gradient(const DenseInputGradient<CudaBackend>& problem) {
+void CudaBackend<T>::dense_input_gradient(const Pass& pass,
+                                          const DenseInputGradient<CudaBackend>& problem) {
   cuda::DenseInputGradient<T> product;
   product.precision = static_cast<cuda::Precision>(problem.weight.plane_count);
   product.dy = problem.dy;
   product.weight = problem.weight;
   product.dx = problem.dx;
   product.accumulate = problem.accumulate;
-  product.derivative = problem.derivative;
-  product.at = problem.at;
+  const std::uint32_t* const signs =
+      problem.at.present() ? workspace_.signs(problem.buffer) : nullptr;
+  if (signs != nullptr) {
+    const double kept = problem.dropout ? 1.0 / (1.0 - problem.dropout->rate) : 1.0;
+    product.signs = signs;
+    product.if_positive = kept;
+    product.otherwise = *slope_of_the_rest(problem.derivative);
+  } else {
+    product.derivative = problem.derivative;
+    product.at = problem.at;
+    if (problem.dropout != nullptr) {
+      product.drops = true;
+      product.dropout = dropout_of(pass, *problem.dropout);
+    }
+  }
   if (problem.bias >= 0 && results_.gradients != nullptr) {
     product.bias_gradient = gradient_of(problem.bias);
     product.accumulate_bias = results_.accumulate;

@@ -4,14 +4,17 @@
 // row are baked into the launches; the step and the loss's scale come from the StepState, the total
 // weight from the workspace.
 //
-// Fused here, beyond what the plan says: the softmax cross-entropy with the last product, and the
-// gradient of a bias with the product that makes its layer's gradient.
+// Fused here, beyond what the plan says: the softmax cross-entropy with the last product, the
+// gradient of a bias with the product that makes its layer's gradient, and dropout with the
+// products on both sides. The derivative of the ReLU family is kept as one bit per element.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "cuda/dropout.h"
 #include "cuda/matrix.h"
 #include "cuda/step_state.h"
 #include "network/cuda_parameters.h"
@@ -54,7 +57,8 @@ class CudaBackend {
   Weight weight(int tensor) const { return parameters_.weight(plan_, tensor); }
 
   void begin_forward(const Pass& pass);
-  bool dense(const DenseForward<CudaBackend>& problem);
+  bool dense(const Pass& pass, const DenseForward<CudaBackend>& problem);
+  bool fuses_dropout(const Node& dense) const;
   void activation(const Matrix& z, const Matrix& y, const Activation& phi);
   void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                bool accumulate);
@@ -70,7 +74,7 @@ class CudaBackend {
 
   void activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
                            const Activation& phi, bool accumulate);
-  void dense_input_gradient(const DenseInputGradient<CudaBackend>& problem);
+  void dense_input_gradient(const Pass& pass, const DenseInputGradient<CudaBackend>& problem);
   void maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz, std::int64_t pieces);
   void batch_norm_backward(const Pass& pass, const BatchNormBackward<CudaBackend>& problem);
 
@@ -85,6 +89,9 @@ class CudaBackend {
   void running_statistics(const Pass& pass, const T* from, T* to, std::int64_t* batches,
                           const cuda::StepState* state);
 
+  // Of an activation whose derivative is 1 where its value is positive and a constant elsewhere:
+  // that constant.
+  static std::optional<double> slope_of_the_rest(const Activation& activation);
   // What passes of up to the workspace's capacity need of scratch memory.
   static std::size_t scratch_bytes(const Plan& plan, const CudaParameters<T>& parameters,
                                    CudaWorkspace<T>& workspace);
@@ -101,6 +108,7 @@ class CudaBackend {
     return plan_.states[state].weighted ? workspace_.batch_norm_weights() : cuda::RowWeights<T>{};
   }
   cuda::BatchStatistics<T> statistics(int state) const;
+  cuda::Dropout dropout_of(const Pass& pass, const Node& node) const;
   cuda::Loss<T> loss_problem(const LossRequest& request, const Matrix& gradient) const;
 
   const Plan& plan_;

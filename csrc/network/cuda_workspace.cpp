@@ -2,7 +2,9 @@
 #include "network/cuda_workspace.h"
 
 #include <algorithm>
+#include <optional>
 
+#include "cuda/gemm.h"
 #include "network/cuda_backend.h"
 
 namespace thalweg {
@@ -98,6 +100,17 @@ CudaWorkspace<T>::CudaWorkspace(const Plan& plan, const CudaParameters<T>& param
     for (int b = 1; b < buffers; ++b)
       if (b != plan.output && b != output) values_.round(b);
   }
+
+  sign_offset_.assign(plan.buffers.size(), -1);
+  std::int64_t signs = 0;
+  for (const Node& node : plan.nodes) {
+    if (!gradients || node.kind != NodeKind::kDense) continue;
+    const std::optional<double> slope = CudaBackend<T>::slope_of_the_rest(node.activation);
+    if (!slope || !(node.derivative_applied || (node.dropout >= 0 && *slope == 0.0))) continue;
+    sign_offset_[node.output] = signs;
+    signs += element_count(capacity, cuda::sign_words(plan.buffers[node.output].width));
+  }
+  signs_ = cuda::DeviceArray<std::uint32_t>(signs, kOperation);
 
   std::int64_t vectors = 0;
   std::int64_t widest = 0;

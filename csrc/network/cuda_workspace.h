@@ -35,6 +35,12 @@ class CudaWorkspace {
             .pitch = cuda::pitch_of(out_features_)};
   }
 
+  // One bit per element of a buffer, as cuda/gemm.h says, or null where value(buffer) itself tells
+  // the derivative of the activation behind it.
+  std::uint32_t* signs(int buffer) const {
+    return sign_offset_[buffer] < 0 ? nullptr : signs_.data() + sign_offset_[buffer];
+  }
+
   // Per batch norm, [padded] each: what normalizes, and its form that a dense layer folds in.
   T* mean(int state) const { return vectors_.data() + vector_offset_[state]; }
   T* inv_std(int state) const { return mean(state) + padded_[state]; }
@@ -89,6 +95,8 @@ class CudaWorkspace {
   std::int64_t out_features_;
   Buffers values_;
   Buffers gradients_;
+  std::vector<std::int64_t> sign_offset_;
+  cuda::DeviceArray<std::uint32_t> signs_;
   std::vector<std::int64_t> vector_offset_;
   std::vector<std::int64_t> padded_;
   cuda::DeviceArray<T> vectors_;

@@ -8,8 +8,9 @@
 // - plan();
 // - one operation on whole matrices for each primitive that is called below. What a primitive reads
 //   was written by the primitives before it, in the order of the calls. dense() answers whether it
-//   has taken the loss along. What is marked as a tensor's gradient may be taken along as well; the
-//   walk asks for it later in any case.
+//   has taken the loss along, and fuses_dropout() whether dense() drops its output itself and
+//   dense_input_gradient() multiplies by the mask. What is marked as a tensor's gradient may be
+//   taken along as well; the walk asks for it later in any case.
 //
 // On the CPU every thread of a team walks with a backend of its own, and a primitive is a phase of
 // the parallel region (network/cpu_backend.h); on a device one thread walks and a primitive queues
@@ -32,6 +33,8 @@ struct DenseForward {
   typename Backend::Vector bias{};
   Activation activation{};
   typename Backend::Matrix pre{};  // where to keep the value before the activation, if anywhere
+  const Node* dropout = nullptr;   // applied to y, where the backend fuses_dropout()
+  int buffer = 0;                  // of the value before it
   int statistics = -1;             // batch-norm state whose block statistics of y are wanted
   int folded = -1;                 // batch-norm state whose scale and shift replace the bias
   // The loss that will be asked for when y is the network's output; null: none that is known.
@@ -40,7 +43,7 @@ struct DenseForward {
   int loss_bias = -1;  // tensor whose gradient the column sums of loss_gradient are
 };
 
-// dx (+)= dy W, then, when `at` is present, dx *= phi'(at).
+// dx (+)= dy W, then dx *= mask of `dropout`, and when `at` is present, dx *= phi'(at).
 template <class Backend>
 struct DenseInputGradient {
   typename Backend::Matrix dy, dx;
@@ -48,7 +51,9 @@ struct DenseInputGradient {
   bool accumulate = false;
   Activation derivative{};
   typename Backend::Matrix at{};
-  int bias = -1;  // tensor whose gradient the column sums of the finished dx are
+  const Node* dropout = nullptr;  // where the backend fuses_dropout()
+  int buffer = 0;                 // whose gradient dx is
+  int bias = -1;                  // tensor whose gradient the column sums of the finished dx are
 };
 
 // y = phi(gamma * (z - mean) / std + beta)
@@ -107,6 +112,18 @@ class Executor {
   Matrix pre(const Pass& pass, const Node& node) const {
     return node.pre >= 0 && pass.mode != Mode::kInference ? backend_.value(node.pre) : Matrix{};
   }
+  // The dropout that runs in the epilogues of this dense node and of its consumer, or null.
+  const Node* fused_dropout(const Pass& pass, const Node& dense) const {
+    const bool fused = dense.dropout >= 0 && pass.drops() && backend_.fuses_dropout(dense);
+    return fused ? &plan_.nodes[dense.dropout] : nullptr;
+  }
+  // The dense node whose epilogue is this dropout's, or null.
+  const Node* fused_producer(const Pass& pass, const Node& dropout) const {
+    const int producer = plan_.buffers[dropout.input].producer;
+    if (producer < 0) return nullptr;
+    const Node& dense = plan_.nodes[producer];
+    return fused_dropout(pass, dense) == &dropout ? &dense : nullptr;
+  }
   // What phi' of `node` is evaluated at.
   Matrix derivative_at(const Node& node) const {
     return backend_.value(node.pre >= 0 ? node.pre : node.output);
@@ -150,6 +167,7 @@ void Executor<Backend>::forward(const Pass& pass, const LossRequest* next) {
         backend_.activation(input(pass, node.input), backend_.value(node.output), node.activation);
         break;
       case NodeKind::kDropout:
+        if (fused_producer(pass, node) != nullptr) break;
         if (pass.drops())
           backend_.dropout(pass, node, input(pass, node.input), backend_.value(node.output), false);
         else if (pass.mode != Mode::kInference)
@@ -175,6 +193,9 @@ void Executor<Backend>::forward_dense(const Pass& pass, const Node& node, const 
   problem.bias = vector(node.bias);
   problem.activation = node.activation;
   problem.pre = pre(pass, node);
+  problem.buffer = node.output;
+  problem.dropout = fused_dropout(pass, node);
+  if (problem.dropout != nullptr) problem.y = backend_.value(problem.dropout->output);
   if (node.batch_norm >= 0) {
     const Node& norm = plan_.nodes[node.batch_norm];
     if (pass.mode == Mode::kTraining) {
@@ -190,7 +211,7 @@ void Executor<Backend>::forward_dense(const Pass& pass, const Node& node, const 
     problem.loss_gradient = loss_gradient(*next);
     if (node.activation.id == kActivationIdentity) problem.loss_bias = node.bias;
   }
-  if (backend_.dense(problem)) loss_taken_ = true;
+  if (backend_.dense(pass, problem)) loss_taken_ = true;
 }
 
 template <class Backend>
@@ -235,7 +256,7 @@ void Executor<Backend>::backward(const Pass& pass) {
                                        node.accumulate_input);
         break;
       case NodeKind::kDropout:
-        if (!wanted) break;
+        if (!wanted || fused_producer(pass, node) != nullptr) break;
         if (pass.drops())
           backend_.dropout(pass, node, dy, dx, node.accumulate_input);
         else
@@ -254,7 +275,8 @@ void Executor<Backend>::backward(const Pass& pass) {
 template <class Backend>
 void Executor<Backend>::backward_dense(const Pass& pass, const Node& node) {
   const Matrix dy = backend_.gradient(node.output);
-  if (node.activation.id != kActivationIdentity && !node.derivative_applied)
+  if (node.activation.id != kActivationIdentity && !node.derivative_applied &&
+      fused_dropout(pass, node) == nullptr)
     backend_.activation_backward(dy, derivative_at(node), dy, node.activation, false);
   if (!wants_gradient(pass, node.input)) return;
   DenseInputGradient<Backend> problem;
@@ -262,18 +284,28 @@ void Executor<Backend>::backward_dense(const Pass& pass, const Node& node) {
   problem.dx = backend_.gradient(node.input);
   problem.weight = backend_.weight(node.weight);
   problem.accumulate = node.accumulate_input;
+  problem.buffer = node.input;
   const Buffer& source = plan_.buffers[node.input];
   if (source.producer >= 0 && source.consumers == 1) {
-    const Node& producer = plan_.nodes[source.producer];
-    if (node.applies_input_derivative) {
-      problem.derivative = producer.activation;
-      problem.at = derivative_at(producer);
+    const Node* producer = &plan_.nodes[source.producer];
+    bool applies = node.applies_input_derivative;
+    if (producer->kind == NodeKind::kDropout) {
+      if (const Node* dense = fused_producer(pass, *producer)) {
+        problem.dropout = producer;
+        problem.buffer = producer->input;
+        problem.dx = backend_.gradient(problem.buffer);
+        applies = dense->activation.id != kActivationIdentity;
+        producer = dense;
+      }
+    }
+    if (applies) {
+      problem.derivative = producer->activation;
+      problem.at = derivative_at(*producer);
     }
     // Then dx is the gradient of what the bias was added to.
-    if (node.applies_input_derivative || producer.activation.id == kActivationIdentity)
-      problem.bias = producer.bias;
+    if (applies || producer->activation.id == kActivationIdentity) problem.bias = producer->bias;
   }
-  backend_.dense_input_gradient(problem);
+  backend_.dense_input_gradient(pass, problem);
 }
 
 template <class Backend>

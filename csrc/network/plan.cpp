@@ -312,6 +312,12 @@ class Compiler {
       const Buffer& input = buffers[node.input];
       if (node.kind != NodeKind::kDense || input.producer < 0 || input.consumers != 1) continue;
       Node& producer = plan_.nodes[input.producer];
+      if (fuse_ && producer.kind == NodeKind::kDropout) {
+        const Buffer& dropped = buffers[producer.input];
+        if (dropped.producer >= 0 && dropped.consumers == 1 &&
+            plan_.nodes[dropped.producer].kind == NodeKind::kDense)
+          plan_.nodes[dropped.producer].dropout = input.producer;
+      }
       if (producer.kind == NodeKind::kDense && producer.activation.id != kActivationIdentity) {
         node.applies_input_derivative = true;
         producer.derivative_applied = true;

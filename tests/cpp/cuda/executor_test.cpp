@@ -119,7 +119,8 @@ std::string loss_text(Random& random, Case* problem, std::int64_t* outputs) {
                 reductions[random.below(3)], "\"}");
 }
 
-Case draw(std::uint64_t seed, const char* dtype) {
+// With `hidden` layers of its own before the last one, if given.
+Case draw(std::uint64_t seed, const char* dtype, const std::string& hidden = {}) {
   static const std::vector<std::int64_t> row_counts = {1,  2,  3,  7,   16,  31,  32, 33,
                                                        63, 64, 65, 100, 128, 129, 200};
   Random random(seed);
@@ -128,10 +129,10 @@ Case draw(std::uint64_t seed, const char* dtype) {
   std::int64_t outputs = 0;
   const std::string loss = loss_text(random, &problem, &outputs);
   const std::int64_t in_features = pick<std::int64_t>(random, {1, 5, 32, 45, 100});
-  problem.json =
-      concat(R"({"in_features":)", in_features, R"(,"dtype":")", dtype, R"(","seed":)", seed,
-             R"(,"layers":[)", layers_text(random, in_features, outputs, problem.rows > 2),
-             R"(],"loss":)", loss, "}");
+  std::string layers = layers_text(random, in_features, outputs, problem.rows > 2);
+  if (!hidden.empty()) layers = hidden + "," + dense_text(outputs, random);
+  problem.json = concat(R"({"in_features":)", in_features, R"(,"dtype":")", dtype, R"(","seed":)",
+                        seed, R"(,"layers":[)", layers, R"(],"loss":)", loss, "}");
   const Plan plan = compile(parse_description(problem.json));
   problem.weighted = random.below(2) == 0 || plan.has_weighted_batch_norm();
   problem.step = static_cast<std::uint64_t>(random.below(1000));
@@ -532,6 +533,28 @@ void test_networks(const char* name, cuda::Precision precision, const Bounds& bo
   }
 }
 
+// Dropout between two dense layers, behind every kind of derivative.
+template <class T>
+void test_dropout() {
+  for (const char* phi :
+       {"", R"("relu",)", R"("gelu",)", R"("tanh",)", R"({"type":"leaky_relu","slope":0.125},)"}) {
+    const std::string hidden =
+        concat(R"({"type":"dense","units":33},)", phi, R"({"type":"dropout","p":0.25})");
+    int counted = 0;
+    for (std::uint64_t seed = 800; counted < 2; ++seed) {
+      const Case problem = draw(seed, sizeof(T) == 4 ? "float32" : "float64", hidden);
+      const Result want = run_on_cpu<double>(problem, Mode::kTraining);
+      if (want.near_kink ||
+          !within(run_on_cpu<float>(problem, Mode::kTraining), want, kBounds<float>, kReserve))
+        continue;
+      ++counted;
+      cuda::test::context = concat("dropout, seed ", seed, " ", problem.json);
+      CudaCase<T> cuda_case(problem, {}, problem.rows);
+      expect_result("training", cuda_case.run(Mode::kTraining, true), want, kBounds<T>);
+    }
+  }
+}
+
 // The rows of a batch in two parts: sums add up.
 template <class T>
 void test_accumulation() {
@@ -657,6 +680,8 @@ void tests() {
   // Operands of 16 and of 8 significant bits, in networks of few layers.
   test_networks<float>("two planes", cuda::Precision::kTwoPlanes, {1e-4, 1e-4, 1e-3, 1.0}, 4000, 8);
   test_networks<float>("bfloat16", cuda::Precision::kBfloat16, {3e-2, 3e-2, 2e-1, 5.0}, 5000, 8);
+  test_dropout<float>();
+  test_dropout<double>();
   test_accumulation<float>();
   test_accumulation<double>();
   test_batch_size<float>(cuda::Precision::kSimt);
