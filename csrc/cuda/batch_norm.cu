@@ -185,7 +185,7 @@ TW_DEVICE double* second_half(double* partials, std::int64_t row_blocks, std::in
 }
 
 template <class T, int kLanes>
-TW_KERNEL_BOUNDS(kThreads, 2)
+TW_KERNEL_BOUNDS(kThreads, 1)
 void column_statistics_kernel(const Matrix<const T> z, const RowWeights<T> weights,
                               const BatchStatistics<T> statistics, double* partials,
                               unsigned* tickets, const int column_tiles) {

@@ -14,13 +14,13 @@ constexpr const char* kOperation = "optimizer_step";
 constexpr const char* kThetaOperation = "optimizer_theta";
 constexpr const char* kNormOperation = "gradient_norm";
 
-// Every thread has this many quads in flight, from up to five arenas; 64 registers for float, 128
+// Every thread has this many quads in flight, from up to five arenas; 80 registers for float, 128
 // for double.
 constexpr int kThreads = 256;
 template <class T>
 constexpr int kQuadsPerThread = sizeof(T) == 4 ? 2 : 1;
 template <class T>
-constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
+constexpr int kBlocks = sizeof(T) == 4 ? 3 : 2;
 
 // The norm is summed by chunks of this many elements.
 constexpr int kNormThreads = 256;
