@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from conftest import ROOT
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from bench.gpu import objects
+from bench.cases import CASES
+from bench.gpu import model, objects, report
 from bench.gpu.objects import Kernel
 
 REQUIRED = os.environ.get("THALWEG_REQUIRE_NVCC") == "1"
@@ -77,6 +79,14 @@ def test_products_use_the_units_they_are_for(kernels: list[Kernel]) -> None:
 
 
 @needs_disassembly
+def test_optimizer_steps_move_whole_vectors(kernels: list[Kernel]) -> None:
+    steps = [k for k in kernels if k.source == "optimizer_step.cu" and "step" in k.template]
+    assert steps
+    assert not violations(steps, lambda k: k.count("LDG.E.128") == 0)
+    assert not violations(steps, lambda k: k.count("STG.E.128") == 0)
+
+
+@needs_disassembly
 def test_nobody_adds_floating_point_numbers_atomically(kernels: list[Kernel]) -> None:
     """The order of such sums, and so their last bits, would vary from run to run."""
     atomic = re.compile(r"(ATOM|RED)\w*\..*ADD.*\.(F16|BF16|F32|F64)")
@@ -132,3 +142,30 @@ def test_names_are_short() -> None:
         "thalweg::cuda::(anonymous namespace)::Tile<(int)128, (int)64, (int)4>, (bool)1>(T1)"
     )
     assert objects.short_name(long) == "mma_kernel<ForwardTask<float>, Tile<128, 64, 4>, 1>"
+
+
+def test_predicted_times() -> None:
+    """Against the arithmetic of a page of paper: an H200 with 4.3 TB/s and 790 TFLOP/s."""
+    adam = model.adam(4096**2, 0)
+    assert adam.seconds() == pytest.approx(28 * 4096**2 / 4.3e12 + 2e-6)
+    square = model.product("forward", 4096, 4096, 4096, "medium")
+    assert square.seconds(model.TENSOR_FLOPS) == pytest.approx(2 * 4096**3 / 790e12 + 2e-6)
+    assert model.product("forward", 4096, 4096, 4096, "highest").flops == 6 * square.flops
+    narrow = model.product("forward", 65536, 1024, 10, None)
+    assert narrow.bytes == 4 * (65536 * 1024 + 10240 + 655360)
+    works = list(model.step(CASES["b"], 128, None))
+    assert [work.name for work in works].count("batch norm, backward") == 2
+    assert sum(work.flops for work in works) == 128 * CASES["b"].flops_per_sample
+
+
+def test_tables_of_the_page() -> None:
+    one = Kernel("step_kernel<float>", "a.cu", 80, 40, 1024, 0, 0, Counter(HMMA=2))
+    two = Kernel("step_kernel<double>", "a.cu", 80, 60, 0, 8, 16, Counter())
+    table = report.kernel_table([one, two, Kernel("step_kernel<float>", "a.cu", 90, 44)])
+    assert "| `step_kernel` (a.cu) | 2 | 40-60 | 44 | 0-1024 | 16 | 8 | 0-2 |" in table
+    page = "x\n<!-- generated: steps -->\nold\n<!-- end -->\ny\n"
+    filled = report.fill(page, {"steps": report.step_table()})
+    assert "old" not in filled and filled.startswith("x\n") and filled.endswith("\ny\n")
+    assert report.fill(filled, {"steps": report.step_table()}) == filled
+    with pytest.raises(ValueError, match="expected the marks"):
+        report.fill(page, {"kernels": ""})
