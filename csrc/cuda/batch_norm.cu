@@ -20,9 +20,9 @@ constexpr const char* kForwardOperation = "batch_norm";
 constexpr const char* kBackwardOperation = "batch_norm_backward";
 
 constexpr int kThreads = 256;
-// Blocks per multiprocessor of the backward passes, whose threads keep many numbers.
+// Blocks per multiprocessor of slabs and of the backward passes, whose threads keep many numbers.
 template <class T>
-constexpr int kBackwardBlocks = sizeof(T) == 4 ? 2 : 1;
+constexpr int kBlocksPerMultiprocessor = sizeof(T) == 4 ? 2 : 1;
 constexpr int kRowGroups = 8;
 constexpr int kRowsPerThread = static_cast<int>(kRowBlock) / kRowGroups;
 constexpr int kSlices = 8;
@@ -401,7 +401,7 @@ TW_DEVICE void for_slab_rows(const Slab<T>& slab, std::int64_t rows, F&& f) {
 }
 
 template <class T, class Phi>
-TW_KERNEL_BOUNDS(kThreads, 2)
+TW_KERNEL_BOUNDS(kThreads, kBlocksPerMultiprocessor<T>)
 void batch_norm_slab_kernel(const BatchNormApply<T> problem, const RowWeights<T> weights,
                             const BatchStatistics<T> statistics, const int blocks) {
   const Slab<T> slab(dynamic_shared<unsigned char>(), blocks, 1);
@@ -552,7 +552,7 @@ TW_DEVICE void store_gradient(const BatchNormBackward<T>& problem, const Columns
 }
 
 template <class T, class Phi, int kLanes>
-TW_KERNEL_BOUNDS(kThreads, kBackwardBlocks<T>)
+TW_KERNEL_BOUNDS(kThreads, kBlocksPerMultiprocessor<T>)
 void backward_sums_kernel(const BatchNormBackward<T> problem, double* partials, T* means,
                           unsigned* tickets, const int column_tiles) {
   constexpr int kColumns = Place<kLanes>::kColumns;
@@ -611,7 +611,7 @@ struct QuadPair {
 };
 
 template <class T, class Phi>
-TW_KERNEL_BOUNDS(kThreads, kBackwardBlocks<T>)
+TW_KERNEL_BOUNDS(kThreads, kBlocksPerMultiprocessor<T>)
 void batch_norm_backward_kernel(const BatchNormBackward<T> problem, const T* means,
                                 const int column_tiles, const int lanes) {
   const std::int64_t rows = problem.dz.rows;
@@ -635,7 +635,7 @@ void batch_norm_backward_kernel(const BatchNormBackward<T> problem, const T* mea
 }
 
 template <class T, class Phi>
-TW_KERNEL_BOUNDS(kThreads, kBackwardBlocks<T>)
+TW_KERNEL_BOUNDS(kThreads, kBlocksPerMultiprocessor<T>)
 void backward_slab_kernel(const BatchNormBackward<T> problem, const int blocks) {
   const Slab<T> slab(dynamic_shared<unsigned char>(), blocks, 2);
   const Matrix<const T>& z = problem.z;
