@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -44,6 +45,16 @@ def pytest_sessionstart() -> None:
     if GPU_REQUIRED and (EMULATED or not thalweg._core.information()["cuda_available"]):
         reason = "kernels are emulated" if EMULATED else thalweg._core.information()["why_not_cuda"]
         pytest.exit(f"THALWEG_REQUIRE_GPU=1, but there is no usable GPU: {reason}", returncode=1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [m for m in ("torch", "scipy", "sklearn") if importlib.util.find_spec(m) is None]
+    if not missing:
+        return
+    skip = pytest.mark.skip(reason=f"needs the extra `oracle`: no {', '.join(missing)}")
+    for item in items:
+        if "oracle" in item.keywords:
+            item.add_marker(skip)
 
 
 @pytest.hookimpl(wrapper=True)
