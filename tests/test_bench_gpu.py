@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -124,6 +125,7 @@ def test_a_peer_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
     workers = steps.Workers(tmp_path)
     try:
         worker = workers.get("numpy")
+        worker._process.send_signal(signal.SIGSTOP)  # it is alive and silent
         with pytest.raises(steps.FailedError, match="no answer"):
             worker.ask(0.1, do="problem", case={}, folder="", batch=1, threads=1)
         worker._process.wait(10)

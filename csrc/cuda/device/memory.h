@@ -48,10 +48,21 @@ TW_DEVICE Vector<T, count> load_vector(const T* address) {
   using V = Vector<T, count>;
   return __builtin_bit_cast(V, *reinterpret_cast<const internal::WordOf<V>*>(address));
 }
+// Spelled out: nvcc takes the assignment of a uint4 apart, and does not always put it together
+// again.
 template <int count, class T>
 TW_DEVICE void store_vector(T* address, const Vector<T, count>& vector) {
-  using Word = internal::WordOf<Vector<T, count>>;
-  *reinterpret_cast<Word*>(address) = __builtin_bit_cast(Word, vector);
+  using V = Vector<T, count>;
+  const auto word = __builtin_bit_cast(internal::WordOf<V>, vector);
+  if constexpr (sizeof(V) == 16) {
+    asm volatile("st.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(word.x), "r"(word.y),
+                 "r"(word.z), "r"(word.w)
+                 : "memory");
+  } else if constexpr (sizeof(V) == 8) {
+    asm volatile("st.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(word.x), "r"(word.y) : "memory");
+  } else {
+    *reinterpret_cast<unsigned*>(address) = word;
+  }
 }
 // For data that nobody reads again soon: first to leave the caches.
 template <int count, class T>
