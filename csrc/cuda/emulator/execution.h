@@ -153,7 +153,7 @@ void reset_counters();
 // ---- Called by device code; current() is the calling CUDA thread
 // ---------------------------------
 
-extern thread_local Thread* current_thread_ __attribute__((tls_model("initial-exec")));
+extern constinit thread_local Thread* current_thread_ __attribute__((tls_model("initial-exec")));
 inline Thread& current() { return *current_thread_; }
 // False on the host.
 inline bool in_kernel() { return current_thread_ != nullptr; }
