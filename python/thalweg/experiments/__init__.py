@@ -16,28 +16,43 @@ True
 from __future__ import annotations
 
 from . import (
+    adaptive_failure,
     architectures,
     batch_norm_steps,
     clipping,
+    conditioning,
+    factorization,
     gradient_error,
     gradient_norm,
     learning_rate,
+    least_squares,
     linear_dynamics,
+    linear_networks,
     linear_paths,
     margin_growth,
     optimizers,
     over_capacity,
     product_chain,
+    rates,
+    saddle_escape,
+    saddle_index,
     shuffling,
 )
 from .base import Context, Experiment, Outcome
 
 CORE: tuple[Experiment, ...] = (
     over_capacity.EXPERIMENT,
+    least_squares.EXPERIMENT,
+    adaptive_failure.EXPERIMENT,
     margin_growth.EXPERIMENT,
+    factorization.EXPERIMENT,
+    linear_networks.EXPERIMENT,
+    saddle_escape.EXPERIMENT,
+    saddle_index.EXPERIMENT,
     linear_paths.EXPERIMENT,
     batch_norm_steps.EXPERIMENT,
     product_chain.EXPERIMENT,
+    rates.EXPERIMENT,
     gradient_error.EXPERIMENT,
     learning_rate.EXPERIMENT,
     gradient_norm.EXPERIMENT,
@@ -46,6 +61,7 @@ CORE: tuple[Experiment, ...] = (
     clipping.EXPERIMENT,
     optimizers.EXPERIMENT,
     architectures.EXPERIMENT,
+    conditioning.EXPERIMENT,
 )
 
 __all__ = ["CORE", "Context", "Experiment", "Outcome"]

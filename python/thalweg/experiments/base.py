@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from thalweg import Model, NonFiniteError
 from thalweg.datasets import Dataset, load_digits, load_mnist
 
@@ -75,6 +77,13 @@ class Experiment:
 def digits() -> Dataset:
     """The embedded digits."""
     return load_digits()
+
+
+def small_digits() -> tuple[Any, Any]:
+    """The training digits at 4 x 4, means of 2 x 2 pixels, as float64, and their labels."""
+    data = load_digits()
+    pixels = np.asarray(data.x_train, dtype=np.float64).reshape(-1, 4, 2, 4, 2)
+    return pixels.mean(axis=(2, 4)).reshape(len(pixels), 16), data.y_train
 
 
 def mnist() -> Dataset | None:
