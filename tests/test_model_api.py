@@ -979,6 +979,7 @@ def module_functions() -> dict[str, list[str]]:
     functions = {}
     for prefix, owner in (
         ("", _core),
+        ("DeviceArray.", _core.DeviceArray),
         ("Model.", _core.Model),
         ("Objective.", _core.Objective),
         ("ops.", _core.ops),

@@ -30,7 +30,9 @@ inline std::int64_t checked_product(std::string_view operation, std::int64_t a, 
   return product;
 }
 
-inline ArrayView to_view(const tw_array& array, std::string_view operation, std::string_view name) {
+// Of a model on a device, an array may lie there.
+inline ArrayView to_view(const Model& model, const tw_array& array, std::string_view operation,
+                         std::string_view name) {
   expect<TypeError>(array.dtype >= TW_BOOL && array.dtype <= TW_FLOAT64, "[", operation,
                     "] expected a tw_dtype in ", name, ".dtype, got ", array.dtype);
   expect<ValueError>(array.ndim == 1 || array.ndim == 2, "[", operation, "] expected ", name,
@@ -47,20 +49,21 @@ inline ArrayView to_view(const tw_array& array, std::string_view operation, std:
                      ".shape >= 0, got (", view.rows, ", ", view.cols, ")");
   expect<ValueError>(checked_product(operation, view.rows, view.cols) == 0 || view.data, "[",
                      operation, "] expected ", name, ".data, got NULL");
+  if (model.exchange() && view.size() > 0) view.memory = model.exchange()->memory_of(view.data);
   return view;
 }
 
 // An absent view for NULL.
-inline ArrayView to_optional_view(const tw_array* array, std::string_view operation,
-                                  std::string_view name) {
-  return array ? to_view(*array, operation, name) : ArrayView{};
+inline ArrayView to_optional_view(const Model& model, const tw_array* array,
+                                  std::string_view operation, std::string_view name) {
+  return array ? to_view(model, *array, operation, name) : ArrayView{};
 }
 
-inline Data to_data(const tw_array* x, const tw_array* y, const tw_array* weights,
-                    std::string_view operation) {
-  return {to_view(required(x, operation, "x"), operation, "x"),
-          to_view(required(y, operation, "y"), operation, "y"),
-          to_optional_view(weights, operation, "weights")};
+inline Data to_data(const Model& model, const tw_array* x, const tw_array* y,
+                    const tw_array* weights, std::string_view operation) {
+  return {to_view(model, required(x, operation, "x"), operation, "x"),
+          to_view(model, required(y, operation, "y"), operation, "y"),
+          to_optional_view(model, weights, operation, "weights")};
 }
 
 // The caller's options as the library knows them: missing fields are zero, unknown ones have to be.

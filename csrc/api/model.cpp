@@ -13,6 +13,7 @@ using namespace thalweg::api;
 struct Placement {
   std::string device;
   int threads;
+  void* stream;
 };
 
 Placement read_placement(const tw_model_options* given, std::string_view operation) {
@@ -21,9 +22,7 @@ Placement read_placement(const tw_model_options* given, std::string_view operati
                      options.threads);
   expect<ValueError>(options.reserved == 0, "[", operation, "] expected reserved == 0, got ",
                      options.reserved);
-  expect<DeviceError>(!options.stream, "[", operation,
-                      "] expected stream == NULL: this build of thalweg has no CUDA back end");
-  return {options.device ? options.device : "auto", options.threads};
+  return {options.device ? options.device : "auto", options.threads, options.stream};
 }
 
 tw_model* to_handle(std::unique_ptr<Model> model, CustomLoss custom_loss = {}) {
@@ -70,7 +69,8 @@ tw_status tw_model_create(const char* description, const tw_model_options* optio
     const Placement placement = read_placement(options, "tw_model_create");
     const Description parsed =
         parse_description(&required(description, "tw_model_create", "description"));
-    *model = to_handle(Model::create(parsed, placement.device, placement.threads));
+    *model =
+        to_handle(Model::create(parsed, placement.device, placement.threads, placement.stream));
   });
 }
 
@@ -78,8 +78,8 @@ tw_status tw_model_load(const char* path, const tw_model_options* options, tw_mo
   return guarded([&] {
     required(model, "tw_model_load", "model");
     const Placement placement = read_placement(options, "tw_model_load");
-    *model = to_handle(
-        Model::load(&required(path, "tw_model_load", "path"), placement.device, placement.threads));
+    *model = to_handle(Model::load(&required(path, "tw_model_load", "path"), placement.device,
+                                   placement.threads, placement.stream));
   });
 }
 

@@ -61,7 +61,7 @@ std::int64_t to_batch_size(std::int64_t batch_size) {
   return or_default(batch_size, 32);
 }
 
-FitOptions to_fit_options(const tw_fit_options* given) {
+FitOptions to_fit_options(const Model& model, const tw_fit_options* given) {
   const tw_fit_options options = read_options(given, "tw_model_fit");
   FitOptions out;
   out.epochs = positive(options.epochs, out.epochs, "fit", "epochs");
@@ -69,8 +69,8 @@ FitOptions to_fit_options(const tw_fit_options* given) {
   out.shuffle = to_enum(options.shuffle, Shuffle::kNone, "shuffle");
   out.accumulate = positive(options.accumulate, out.accumulate, "fit", "accumulate");
   if (options.validation_x)
-    out.validation = to_data(options.validation_x, options.validation_y, options.validation_weights,
-                             "fit, validation");
+    out.validation = to_data(model, options.validation_x, options.validation_y,
+                             options.validation_weights, "fit, validation");
   expect<ValueError>(
       options.num_class_weights >= 0 && (options.class_weights || options.num_class_weights == 0),
       "[fit] expected class_weights with num_class_weights values, got ",
@@ -120,7 +120,7 @@ tw_status predict_with(Predict method, const tw_model* model, const tw_array* x,
                        std::string_view operation) {
   return guarded([&] {
     const Model& source = *required(model, operation, "model").model;
-    const ArrayView input = to_view(required(x, operation, "x"), operation, "x");
+    const ArrayView input = to_view(source, required(x, operation, "x"), operation, "x");
     const RunOptions run = to_run_options(options, operation);
     expect_buffer(out, out_bytes, checked_product(operation, input.rows, source.out_features()),
                   item_size(source.description().dtype), operation, "out");
@@ -135,8 +135,8 @@ tw_status tw_model_fit(tw_model* model, const tw_array* x, const tw_array* y,
                        tw_fit_result** result) {
   return guarded([&] {
     Model& target = *required(model, "fit", "model").model;
-    const Data data = to_data(x, y, weights, "fit");
-    const FitOptions fit_options = to_fit_options(options);
+    const Data data = to_data(target, x, y, weights, "fit");
+    const FitOptions fit_options = to_fit_options(target, options);
     auto history = std::make_unique<tw_fit_result>();  // nothing can fail after the training
     history->result = target.fit(data, fit_options);
     if (result) *result = history.release();
@@ -155,7 +155,8 @@ tw_status tw_fit_many(tw_model* const* models, int64_t num_models, const tw_arra
                        "[fit_many] expected num_data_sets to be 1 or ", num_models, ", got ",
                        num_data_sets);
     expect<ValueError>(threads >= 0, "[fit_many] expected threads >= 0, got ", threads);
-    const FitOptions fit_options = to_fit_options(options);
+    const FitOptions fit_options =
+        to_fit_options(*required(models[0], "fit_many", "models").model, options);
     expect<ValueError>(!fit_options.on_epoch && !fit_options.on_step,
                        "[fit_many] expected on_epoch and on_step to be NULL, got a function");
     std::vector<Member> members;
@@ -164,7 +165,8 @@ tw_status tw_fit_many(tw_model* const* models, int64_t num_models, const tw_arra
       const std::int64_t set = num_data_sets == 1 ? 0 : i;
       Member& member = members.emplace_back();
       member.model = required(models[i], "fit_many", "models").model.get();
-      member.data = to_data(x + set, y + set, weights ? weights + set : nullptr, "fit_many");
+      member.data =
+          to_data(*member.model, x + set, y + set, weights ? weights + set : nullptr, "fit_many");
       member.options = fit_options;
       histories.push_back(std::make_unique<tw_fit_result>());
     }
@@ -208,7 +210,7 @@ tw_status tw_model_step(tw_model* model, const tw_array* x, const tw_array* y,
                         const tw_array* weights, tw_step_record* record) {
   return guarded([&] {
     tw_model& target = required(model, "step", "model");
-    const Data data = to_data(x, y, weights, "step");
+    const Data data = to_data(*target.model, x, y, weights, "step");
     if (record) write_result(tw_step_record{}, *record, "step");  // checks before the update
     const StepRecord done = target.model->step(data, {}, target.custom_loss);
     if (record) write_result(to_c(done), *record, "step");
@@ -248,7 +250,7 @@ tw_status tw_model_recalibrate_batch_norm(tw_model* model, const tw_array* x,
   constexpr std::string_view operation = "recalibrate_batch_norm";
   return guarded([&] {
     Model& target = *required(model, operation, "model").model;
-    const ArrayView input = to_view(required(x, operation, "x"), operation, "x");
+    const ArrayView input = to_view(target, required(x, operation, "x"), operation, "x");
     const RunOptions run = to_run_options(options, operation);
     target.recalibrate_batch_norm(input, run.batch_size, run.interrupt);
   });
@@ -259,7 +261,7 @@ tw_status tw_model_evaluate(const tw_model* model, const tw_array* x, const tw_a
                             tw_metrics* metrics) {
   return guarded([&] {
     const Model& source = *required(model, "evaluate", "model").model;
-    const Data data = to_data(x, y, weights, "evaluate");
+    const Data data = to_data(source, x, y, weights, "evaluate");
     const RunOptions run = to_run_options(options, "evaluate");
     required(metrics, "evaluate", "metrics") =
         to_c(source.evaluate(data, run.batch_size, run.interrupt));
@@ -285,7 +287,7 @@ tw_status tw_model_loss_and_gradient(const tw_model* model, const tw_array* x, c
   constexpr std::string_view operation = "loss_and_gradient";
   return guarded([&] {
     const tw_model& source = required(model, operation, "model");
-    const Data data = to_data(x, y, weights, operation);
+    const Data data = to_data(*source.model, x, y, weights, operation);
     const tw_gradient_options given = read_options(options, operation);
     const int item = item_size(source.model->description().dtype);
     if (gradient)

@@ -9,6 +9,7 @@ void bind_errors(pybind11::module_& module);          // errors.cpp: exception t
 void bind_information(pybind11::module_& module);     // information.cpp: version, build, processor
 void bind_tables(pybind11::module_& module);          // tables.cpp: what the lists of math/ hold
 void bind_descriptions(pybind11::module_& module);    // descriptions.cpp: JSON text
+void bind_device_array(pybind11::module_& module);    // device_array.cpp: class DeviceArray
 void bind_model(pybind11::module_& module);           // model.cpp: class Model
 void bind_objective(pybind11::module_& module);       // objective.cpp: class Objective, paths
 void bind_population(pybind11::module_& module);      // population.cpp: calls on many models

@@ -21,6 +21,7 @@
 #include "bindings/bindings.h"
 #include "bindings/bound_model.h"
 #include "bindings/data_arguments.h"
+#include "bindings/device_array.h"
 #include "bindings/fit_values.h"
 #include "bindings/model_lock.h"
 #include "bindings/numpy_arrays.h"
@@ -50,6 +51,31 @@ const void* flat_data(const py::array& values, DType dtype, std::int64_t size,
 }
 
 // ---- results ------------------------------------------------------------------------------------
+
+// Uninitialized, for the engine to write: in host memory, or on the GPU of an exchange.
+class ResultArray {
+ public:
+  ResultArray(DType dtype, std::vector<std::int64_t> shape, const DeviceExchange* exchange,
+              const char* operation) {
+    if (exchange == nullptr) {
+      py::array array = new_array(dtype, shape);
+      data_ = array.mutable_data();
+      object_ = array;
+      return;
+    }
+    std::int64_t bytes = item_size(dtype);
+    for (const std::int64_t extent : shape) bytes *= extent;
+    auto memory = exchange->allocate(bytes, operation);
+    data_ = memory->data();
+    object_ = device_array(std::move(memory), dtype, std::move(shape));
+  }
+  void* data() const { return data_; }
+  const py::object& object() const { return object_; }
+
+ private:
+  void* data_ = nullptr;
+  py::object object_;
+};
 
 py::dict step_row(const StepRecord& record) {
   py::dict row;
@@ -150,6 +176,13 @@ class PyModel {
   py::array parameters() const {
     return vector(num_parameters(), [](const Model& self, void* out) { self.get_parameters(out); });
   }
+  py::object device_parameters() const {
+    const DeviceExchange& device = required_exchange("device_parameters");
+    const ResultArray out(dtype_, {num_parameters()}, &device, "device_parameters");
+    read(
+        [&, data = out.data()](const Model& self, const Interrupt&) { self.get_parameters(data); });
+    return out.object();
+  }
   py::array theta() const {
     return vector(num_parameters(), [](const Model& self, void* out) { self.get_theta(out); });
   }
@@ -193,6 +226,20 @@ class PyModel {
     const void* data = flat_data(values, dtype_, num_parameters(), "set_parameters");
     write("set_parameters", [&](Model& self, const Interrupt&) { self.set_parameters(data); });
   }
+  void set_device_parameters(const py::object& values) {
+    constexpr const char* kOperation = "set_parameters";
+    const DeviceExchange& device = required_exchange(kOperation);
+    const InputArray input(values, kOperation, "values", &device);
+    const ArrayView view = input.view();
+    expect<TypeError>(view.dtype == dtype_, "[set_parameters] expected a vector of ",
+                      dtype_name(dtype_), " on the device, got ", dtype_name(view.dtype));
+    expect<ValueError>(view.dimensions == 1 && view.rows == num_parameters() &&
+                           (view.row_stride == item_size(dtype_) || view.rows == 1),
+                       "[set_parameters] expected a contiguous vector of ", num_parameters(),
+                       " elements on the device, got shape ", input.shape_text());
+    device.check_place(view, kOperation, "values");
+    write(kOperation, [&](Model& self, const Interrupt&) { self.set_parameters(view.data); });
+  }
   void set_state(const py::array& values, const std::vector<std::int64_t>& batches) {
     const void* data = flat_data(values, dtype_, total_size(model_->state_tensors()), "set_state");
     write("set_state", [&](Model& self, const Interrupt&) {
@@ -221,9 +268,9 @@ class PyModel {
                std::optional<double> stop_at_loss, const py::object& on_epoch,
                const py::object& on_step, std::int64_t every, const py::object& on_progress,
                const py::object& loss, const py::object& targets) {
-    const DataArguments training("fit", x, y, weights);
-    const DataArguments validation("fit", validation_x, validation_y, validation_weights,
-                                   "validation ");
+    const DataArguments training("fit", exchange(), x, y, weights);
+    const DataArguments validation("fit", exchange(), validation_x, validation_y,
+                                   validation_weights, "validation ");
     FitOptions options =
         fit_options(epochs, batch_size, shuffle, accumulate, stopping, max_steps, stop_at_loss);
     options.validation = validation.data();
@@ -261,7 +308,7 @@ class PyModel {
 
   py::dict step(const py::object& x, const py::object& y, const py::object& weights,
                 const py::object& loss, const py::object& targets) {
-    const DataArguments arguments("step", x, y, weights);
+    const DataArguments arguments("step", exchange(), x, y, weights);
     const Data data = arguments.data();
     PythonCall call;
     const PythonLoss python_loss(call, loss, targets, &lock_);
@@ -273,7 +320,7 @@ class PyModel {
   }
 
   void recalibrate_batch_norm(const py::object& x, std::int64_t batch_size) {
-    const InputArray input(x, "recalibrate_batch_norm", "x");
+    const InputArray input(x, "recalibrate_batch_norm", "x", exchange());
     const ArrayView view = input.view();
     write("recalibrate_batch_norm", [&](Model& self, const Interrupt& interrupt) {
       self.recalibrate_batch_norm(view, batch_size, interrupt);
@@ -285,7 +332,7 @@ class PyModel {
   py::dict evaluate(const py::object& x, const py::object& y, const py::object& weights,
                     std::int64_t batch_size, const py::object& loss,
                     const py::object& targets) const {
-    const DataArguments arguments("evaluate", x, y, weights);
+    const DataArguments arguments("evaluate", exchange(), x, y, weights);
     const Data data = arguments.data();
     PythonCall call;
     const PythonLoss python_loss(call, loss, targets);
@@ -299,11 +346,13 @@ class PyModel {
     return row;
   }
 
-  py::array predict(const py::object& x, std::int64_t batch_size, bool probabilities) const {
-    const InputArray input(x, probabilities ? "predict_proba" : "predict", "x");
+  // Results lie where x does.
+  py::object predict(const py::object& x, std::int64_t batch_size, bool probabilities) const {
+    const char* operation = probabilities ? "predict_proba" : "predict";
+    const InputArray input(x, operation, "x", exchange());
     const ArrayView view = input.view();
-    py::array out = new_array(dtype_, {view.rows, out_features_});
-    void* data = out.mutable_data();
+    const ResultArray out(dtype_, {view.rows, out_features_}, exchange_of(input), operation);
+    void* data = out.data();
     read([&](const Model& self, const Interrupt& interrupt) {
       if (probabilities) {
         self.predict_probabilities(view, batch_size, data, interrupt);
@@ -311,18 +360,19 @@ class PyModel {
         self.predict(view, batch_size, data, interrupt);
       }
     });
-    return out;
+    return out.object();
   }
 
   py::list activations(const py::object& x, bool training) const {
-    const InputArray input(x, "activations", "x");
+    const InputArray input(x, "activations", "x", exchange());
     const ArrayView view = input.view();
     py::list out;
     std::vector<void*> pointers;
     for (const LayerInfo& layer : model_->layers()) {
-      py::array array = new_array(dtype_, {view.rows, layer.out_features});
-      pointers.push_back(array.mutable_data());
-      out.append(array);
+      const ResultArray array(dtype_, {view.rows, layer.out_features}, exchange_of(input),
+                              "activations");
+      pointers.push_back(array.data());
+      out.append(array.object());
     }
     read([&](const Model& self, const Interrupt& interrupt) {
       self.activations(view, training, pointers, interrupt);
@@ -334,20 +384,21 @@ class PyModel {
   py::tuple loss_and_gradient(const py::object& x, const py::object& y, const py::object& weights,
                               bool training, bool parameter_gradient, bool input_gradient,
                               const py::object& loss, const py::object& targets) const {
-    const DataArguments arguments("loss_and_grad", x, y, weights);
+    const DataArguments arguments("loss_and_grad", exchange(), x, y, weights);
     const Data data = arguments.data();
+    const DeviceExchange* results = arguments.on_device() ? exchange() : nullptr;
     py::object gradient = py::none(), dx = py::none();
     void* gradient_data = nullptr;
     void* dx_data = nullptr;
     if (parameter_gradient) {
-      py::array array = new_array(dtype_, {num_parameters()});
-      gradient_data = array.mutable_data();
-      gradient = array;
+      const ResultArray array(dtype_, {num_parameters()}, results, "loss_and_grad");
+      gradient_data = array.data();
+      gradient = array.object();
     }
     if (input_gradient) {
-      py::array array = new_array(dtype_, {data.x.rows, data.x.cols});
-      dx_data = array.mutable_data();
-      dx = array;
+      const ResultArray array(dtype_, {data.x.rows, data.x.cols}, results, "loss_and_grad");
+      dx_data = array.data();
+      dx = array.object();
     }
     PythonCall call;
     const PythonLoss python_loss(call, loss, targets);
@@ -375,8 +426,30 @@ class PyModel {
     write("load_weights", [&](Model& self, const Interrupt&) { self.load_weights(path); });
   }
 
+  py::object to_device(const py::array& array) const {
+    return device_copy(array, required_exchange("to_device"), "to_device");
+  }
+  // A NumPy copy of an array on the model's device.
+  py::array to_host(const py::object& array, const std::string& operation,
+                    const std::string& name) const {
+    const InputArray input(array, operation, name, exchange());
+    const DeviceExchange& device = required_exchange(operation.c_str());
+    device.check_place(input.view(), operation, name);
+    return host_copy(input, device);
+  }
+
  private:
   using Clock = std::chrono::steady_clock;
+
+  const DeviceExchange* exchange() const { return model_->exchange(); }
+  const DeviceExchange* exchange_of(const InputArray& input) const {
+    return input.on_device() ? exchange() : nullptr;
+  }
+  const DeviceExchange& required_exchange(const char* operation) const {
+    expect<DeviceError>(exchange() != nullptr, "[", operation,
+                        "] expected a model on device 'cuda', got one on '", model_->device(), "'");
+    return *exchange();
+  }
 
   template <class Work>
   void read(Work&& work) const {
@@ -482,6 +555,7 @@ void bind_model(py::module_& module) {
       .def("steps_done", &PyModel::steps_done)
       .def("epochs_done", &PyModel::epochs_done)
       .def("parameters", &PyModel::parameters)
+      .def("device_parameters", &PyModel::device_parameters)
       .def("theta", &PyModel::theta)
       .def("average", &PyModel::average)
       .def("slot_names", &PyModel::slot_names)
@@ -489,6 +563,7 @@ void bind_model(py::module_& module) {
       .def("state", &PyModel::state)
       .def("batches_tracked", &PyModel::batches_tracked)
       .def("set_parameters", &PyModel::set_parameters, py::arg("values"))
+      .def("set_device_parameters", &PyModel::set_device_parameters, py::arg("values"))
       .def("set_state", &PyModel::set_state, py::arg("values"), py::arg("batches_tracked"))
       .def("set_optimizer", &PyModel::set_optimizer, py::arg("description"))
       .def("reset", &PyModel::reset)
@@ -511,6 +586,8 @@ void bind_model(py::module_& module) {
       .def("loss_and_gradient", &PyModel::loss_and_gradient, py::arg("x"), py::arg("y"),
            py::arg("weights"), py::arg("training"), py::arg("parameter_gradient"),
            py::arg("input_gradient"), py::arg("loss"), py::arg("targets"))
+      .def("to_device", &PyModel::to_device, py::arg("array"))
+      .def("to_host", &PyModel::to_host, py::arg("array"), py::arg("operation"), py::arg("name"))
       .def("save", &PyModel::save, py::arg("path"))
       .def("load_weights", &PyModel::load_weights, py::arg("path"));
 }

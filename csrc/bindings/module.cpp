@@ -18,6 +18,7 @@ PYBIND11_MODULE(_core, module) {
   bind_information(module);
   bind_tables(module);
   bind_descriptions(module);
+  bind_device_array(module);
   bind_model(module);
   bind_objective(module);
   bind_population(module);

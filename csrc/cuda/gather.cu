@@ -178,22 +178,6 @@ TW_KERNEL void pack_kernel(const T* in, const std::int64_t leading, const bool v
   });
 }
 
-TW_DEVICE bool obeys(double x, ElementRule rule, double limit) {
-  switch (rule) {
-    case ElementRule::kFinite:
-      return is_finite(x);
-    case ElementRule::kNotNegative:
-      return x >= 0.0 && is_finite(x);
-    case ElementRule::kBelow:
-      return x >= 0.0 && x < limit;
-    case ElementRule::kUnitInterval:
-      return x >= 0.0 && x <= 1.0;
-    case ElementRule::kSign:
-      return x == 1.0 || x == -1.0;
-  }
-  return false;
-}
-
 template <class Element>
 TW_KERNEL void check_elements_kernel(const ArrayView x, const bool aligned, const ElementRule rule,
                                      const double limit, ElementCheck* result) {

@@ -10,6 +10,7 @@
 #include "cuda/runtime.h"
 #include "cuda/scratch.h"
 #include "cuda/step_state.h"
+#include "math/element_rule.h"
 
 namespace thalweg::cuda {
 
@@ -60,14 +61,6 @@ void scatter(const Matrix<const T>& in, T* out, std::int64_t leading, cudaStream
 template <class T>
 void pack(const T* in, std::int64_t leading, const Matrix<T>& out, cudaStream_t stream);
 
-// What an element must be.
-enum class ElementRule : int {
-  kFinite,
-  kNotNegative,   // and finite
-  kBelow,         // in [0, limit)
-  kUnitInterval,  // in [0, 1]
-  kSign,          // -1 or +1
-};
 struct ElementCheck {
   unsigned long long first_bad;  // r * cols + c, or ~0
   unsigned long long positive;   // how many are above zero

@@ -84,13 +84,13 @@ class PinnedArray {
   std::int64_t size_ = 0;
 };
 
-// A stream that does not wait for the default stream; or a caller's stream, borrowed.
+// A caller's stream, borrowed; or one of its own that does not wait for the default stream.
 class Stream {
  public:
-  explicit Stream(const char* operation) : owned_(true) {
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), operation);
+  explicit Stream(const char* operation, cudaStream_t borrowed = nullptr)
+      : stream_(borrowed), owned_(borrowed == nullptr) {
+    if (owned_) check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), operation);
   }
-  explicit Stream(cudaStream_t borrowed) : stream_(borrowed) {}
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   ~Stream() {

@@ -11,6 +11,34 @@ namespace {
 
 constexpr const char* kOperation = "parameters";
 
+bool on_device(const void* data) {
+  cudaPointerAttributes attributes;
+  cuda::check(cudaPointerGetAttributes(&attributes, data), kOperation);
+  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+}
+
+// Flat vectors in device memory go tensor by tensor, straight from one layout to the other.
+enum class Direction { kToArena, kToFlat };
+template <class T>
+void convert(const Plan& plan, const CudaLayout& layout, T* flat, T* arena, Direction direction,
+             cudaStream_t stream) {
+  for (std::size_t t = 0; t < layout.tensors.size(); ++t) {
+    const Tensor& tensor = plan.tensors[t];
+    const std::int64_t width = tensor.is_weight() ? tensor.in : tensor.out;
+    const std::size_t bytes = array_bytes(width, sizeof(T));
+    const std::size_t pitch = array_bytes(layout.tensors[t].pitch, sizeof(T));
+    T* dense = flat + tensor.flat_offset;
+    T* padded = arena + layout.tensors[t].offset;
+    const bool to_flat = direction == Direction::kToFlat;
+    cuda::check(cudaMemcpy2DAsync(to_flat ? dense : padded, to_flat ? bytes : pitch,
+                                  to_flat ? padded : dense, to_flat ? pitch : bytes, bytes,
+                                  static_cast<std::size_t>(tensor.size() / width),
+                                  cudaMemcpyDeviceToDevice, stream),
+                kOperation);
+  }
+  cuda::check(cudaStreamSynchronize(stream), kOperation);
+}
+
 // f(first element in the flat form, first in the state, count) for each running vector.
 template <class F>
 void for_each_running_vector(const Plan& plan, F&& f) {
@@ -28,6 +56,8 @@ void for_each_running_vector(const Plan& plan, F&& f) {
 template <class T>
 void upload_flat(const Plan& plan, const CudaLayout& layout, const T* flat, T* arena,
                  cudaStream_t stream) {
+  if (on_device(flat))
+    return convert(plan, layout, const_cast<T*>(flat), arena, Direction::kToArena, stream);
   std::vector<T> host(static_cast<std::size_t>(layout.size), T(0));
   layout.for_each_row(plan, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
     std::copy_n(flat + from, count, host.data() + to);
@@ -38,6 +68,8 @@ void upload_flat(const Plan& plan, const CudaLayout& layout, const T* flat, T* a
 template <class T>
 void download_flat(const Plan& plan, const CudaLayout& layout, const T* arena, T* flat,
                    cudaStream_t stream) {
+  if (on_device(flat))
+    return convert(plan, layout, flat, const_cast<T*>(arena), Direction::kToFlat, stream);
   std::vector<T> host(static_cast<std::size_t>(layout.size));
   cuda::download(arena, host.data(), layout.size, stream, kOperation);
   layout.for_each_row(plan, [&](std::int64_t to, std::int64_t from, std::int64_t count) {
@@ -89,20 +121,22 @@ void CudaParameters<T>::get_flat(const Plan& plan, T* flat, cudaStream_t stream)
 
 template <class T>
 void CudaParameters<T>::set_state(const Plan& plan, const T* flat, cudaStream_t stream) {
-  std::vector<T> host(static_cast<std::size_t>(plan.state_size), T(0));
   for_each_running_vector(plan, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
-    std::copy_n(flat + from, count, host.data() + to);
+    cuda::check(cudaMemcpyAsync(state.data() + to, flat + from, array_bytes(count, sizeof(T)),
+                                cudaMemcpyDefault, stream),
+                kOperation);
   });
-  cuda::upload(host.data(), state.data(), plan.state_size, stream, kOperation);
+  cuda::check(cudaStreamSynchronize(stream), kOperation);
 }
 
 template <class T>
 void CudaParameters<T>::get_state(const Plan& plan, T* flat, cudaStream_t stream) const {
-  std::vector<T> host(static_cast<std::size_t>(plan.state_size));
-  cuda::download(state.data(), host.data(), plan.state_size, stream, kOperation);
   for_each_running_vector(plan, [&](std::int64_t to, std::int64_t from, std::int64_t count) {
-    std::copy_n(host.data() + from, count, flat + to);
+    cuda::check(cudaMemcpyAsync(flat + to, state.data() + from, array_bytes(count, sizeof(T)),
+                                cudaMemcpyDefault, stream),
+                kOperation);
   });
+  cuda::check(cudaStreamSynchronize(stream), kOperation);
 }
 
 template <class T>

@@ -13,7 +13,8 @@
 
 namespace thalweg {
 
-// Canonical flat vector <-> an arena of the layout: parameters, gradients, slots, averages.
+// Canonical flat vector, in host or device memory, <-> an arena of the layout: parameters,
+// gradients, slots, averages.
 template <class T>
 void upload_flat(const Plan& plan, const CudaLayout& layout, const T* flat, T* arena,
                  cudaStream_t stream);

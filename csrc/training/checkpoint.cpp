@@ -279,8 +279,8 @@ void TypedModel<T>::load_weights(const std::string& path) {
   engine_->set_batches(batches);
 }
 
-std::unique_ptr<Model> Model::load(const std::string& path, const std::string& device,
-                                   int threads) {
+std::unique_ptr<Model> Model::load(const std::string& path, const std::string& device, int threads,
+                                   void* stream) {
   const std::string resolved = resolve_device(device);
   threads = resolve_threads(threads);
   const CheckpointFile file = read_checkpoint_file(path, true);
@@ -304,7 +304,7 @@ std::unique_ptr<Model> Model::load(const std::string& path, const std::string& d
     return parsed;
   });
   const auto restored = [&]<class T>() -> std::unique_ptr<Model> {
-    auto model = std::make_unique<TypedModel<T>>(description, resolved, threads);
+    auto model = std::make_unique<TypedModel<T>>(description, resolved, threads, stream);
     model->restore(file);
     return model;
   };

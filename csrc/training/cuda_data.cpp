@@ -18,29 +18,18 @@ std::int64_t place_bytes(const ArrayView& array, std::int64_t rows) {
   return round_up(element_count(rows, row_bytes_of(array)), kAlignment);
 }
 
-// Vectors and matrices on the device -> rows without gaps on the host.
 ArrayView fetch(const ArrayView& array, std::vector<std::byte>* bytes, cudaStream_t stream) {
-  const std::int64_t item = item_size(array.dtype);
-  const std::int64_t row_bytes = row_bytes_of(array);
-  bytes->resize(array_bytes(array.rows, static_cast<std::size_t>(row_bytes)));
-  const bool dense = array.col_stride == item || array.cols == 1;
-  const std::int64_t width = dense ? row_bytes : item;
-  // Copies of many rows know no strides below the width.
-  const std::int64_t together = array.row_stride >= width ? array.rows : 1;
-  const auto* data = static_cast<const std::byte*>(array.data);
-  for (std::int64_t r = 0; r < array.rows; r += together)
-    for (std::int64_t c = 0; c < array.cols; c += dense ? array.cols : 1)
-      cuda::check(cudaMemcpy2DAsync(
-                      bytes->data() + r * row_bytes + c * item, static_cast<std::size_t>(row_bytes),
-                      data + r * array.row_stride + c * array.col_stride,
-                      static_cast<std::size_t>(std::max(array.row_stride, width)),
-                      static_cast<std::size_t>(width), static_cast<std::size_t>(together),
-                      cudaMemcpyDeviceToHost, stream),
-                  kOperation);
-  cuda::check(cudaStreamSynchronize(stream), kOperation);
+  bytes->resize(array_bytes(array.rows, static_cast<std::size_t>(row_bytes_of(array))));
+  fetch_rows(array, bytes->data(), stream);
   ArrayView view = contiguous_view(array, array.rows, bytes->data());
   view.memory = Memory::kHost;
   return view;
+}
+
+// Whether such an array's rows can be copied as they are.
+bool has_dense_rows(const ArrayView& array) {
+  const bool dense = array.col_stride == item_size(array.dtype) || array.cols == 1;
+  return dense && (array.row_stride >= row_bytes_of(array) || array.rows == 1);
 }
 
 }  // namespace
@@ -92,6 +81,59 @@ void upload_rows(const Data& data, std::byte* memory, int threads, const Interru
     }
   }
   cuda::check(cudaStreamSynchronize(stream), kOperation);
+}
+
+void fetch_rows(const ArrayView& array, std::byte* to, cudaStream_t stream) {
+  const std::int64_t item = item_size(array.dtype);
+  const std::int64_t row_bytes = row_bytes_of(array);
+  const bool dense = array.col_stride == item || array.cols == 1;
+  const std::int64_t width = dense ? row_bytes : item;
+  // Copies of many rows know no strides below the width.
+  const std::int64_t together = array.row_stride >= width ? array.rows : 1;
+  const auto* data = static_cast<const std::byte*>(array.data);
+  for (std::int64_t r = 0; r < array.rows; r += together)
+    for (std::int64_t c = 0; c < array.cols; c += dense ? array.cols : 1)
+      cuda::check(
+          cudaMemcpy2DAsync(to + r * row_bytes + c * item, static_cast<std::size_t>(row_bytes),
+                            data + r * array.row_stride + c * array.col_stride,
+                            static_cast<std::size_t>(std::max(array.row_stride, width)),
+                            static_cast<std::size_t>(width), static_cast<std::size_t>(together),
+                            cudaMemcpyDeviceToHost, stream),
+          kOperation);
+  cuda::check(cudaStreamSynchronize(stream), kOperation);
+}
+
+Data PlacedBatch::place(const Data& data, cudaStream_t stream) {
+  std::int64_t bytes = 0;
+  const auto moves = [](const ArrayView& array) {
+    return array.on_device() && has_dense_rows(array);
+  };
+  const auto place_of = [](const ArrayView& array) {
+    return round_up(element_count(array.rows, row_bytes_of(array)), kAlignment);
+  };
+  Data placed = data;
+  for (const ArrayView* array : {&data.x, &data.y, &data.weights})
+    if (moves(*array)) bytes += place_of(*array);
+  if (memory_.size() < bytes) {
+    memory_ = {};
+    memory_ = cuda::DeviceArray<std::byte>(bytes, kOperation);
+  }
+  std::byte* to = memory_.data();
+  for (ArrayView* array : {&placed.x, &placed.y, &placed.weights}) {
+    if (!moves(*array)) continue;
+    const auto row_bytes = static_cast<std::size_t>(row_bytes_of(*array));
+    cuda::check(
+        cudaMemcpy2DAsync(
+            to, row_bytes, array->data,
+            std::max(row_bytes,
+                     static_cast<std::size_t>(std::max<std::int64_t>(array->row_stride, 0))),
+            row_bytes, static_cast<std::size_t>(array->rows), cudaMemcpyDeviceToDevice, stream),
+        kOperation);
+    const std::int64_t taken = place_of(*array);
+    *array = contiguous_view(*array, array->rows, to);
+    to += taken;
+  }
+  return placed;
 }
 
 HostTargets::HostTargets(const Data& data, cudaStream_t stream) : data_(data) {

@@ -23,6 +23,20 @@ Data device_view(const Data& data, std::int64_t rows, std::byte* memory);
 void upload_rows(const Data& data, std::byte* memory, int threads, const Interrupt& interrupt,
                  cudaStream_t stream);
 
+// Elements on the device -> rows without gaps on the host. Complete when it returns.
+void fetch_rows(const ArrayView& array, std::byte* to, cudaStream_t stream);
+
+// A copy of arrays on the device at addresses that stay the same from call to call, so that graphs
+// that read them can be queued again.
+class PlacedBatch {
+ public:
+  // Queues the copies; arrays whose rows have gaps between the columns stay where they are.
+  Data place(const Data& data, cudaStream_t stream);
+
+ private:
+  cuda::DeviceArray<std::byte> memory_;
+};
+
 // The labels and weights of a data set in host memory, whatever memory they came in.
 class HostTargets {
  public:

@@ -54,11 +54,12 @@ CudaEngine<T>::Slots::Slots(const Plan& plan, const CudaLayout& layout,
 }
 
 template <class T>
-CudaEngine<T>::CudaEngine(const Plan& plan, int threads)
+CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
     : plan_(plan),
       threads_(threads),
       device_(current_device()),
-      stream_(kOperation),
+      stream_(kOperation, stream),
+      exchange_(device_, stream),
       parameters_(plan, CudaPrecision::choose(plan.description, compute_capability(device_)),
                   stream_),
       slots_(plan, parameters_.layout, plan.description.optimizer, stream_),
@@ -95,6 +96,7 @@ void CudaEngine<T>::get_parameters(T* flat) const {
 template <class T>
 void CudaEngine<T>::set_parameters(const T* flat) {
   const cuda::DeviceScope scope(device_);
+  if (exchange_.memory_of(flat) == Memory::kCuda) exchange_.join(stream_);
   parameters_.set_flat(plan_, flat, stream_);
 }
 
@@ -189,10 +191,14 @@ template class CudaEngine<float>;
 template class CudaEngine<double>;
 
 template <class T>
-std::unique_ptr<Engine<T>> make_cuda_engine(const Plan& plan, int threads) {
-  return std::make_unique<CudaEngine<T>>(plan, threads);
+std::unique_ptr<Engine<T>> make_cuda_engine(const Plan& plan, int threads, void* stream) {
+  const auto handle = static_cast<cudaStream_t>(stream);
+  expect<ValueError>(handle != cudaStreamLegacy && handle != cudaStreamPerThread,
+                     "[model] expected a stream made by cudaStreamCreate, got a default stream, "
+                     "which cannot be captured in a graph; NULL is a stream of the model's own");
+  return std::make_unique<CudaEngine<T>>(plan, threads, handle);
 }
-template std::unique_ptr<Engine<float>> make_cuda_engine(const Plan&, int);
-template std::unique_ptr<Engine<double>> make_cuda_engine(const Plan&, int);
+template std::unique_ptr<Engine<float>> make_cuda_engine(const Plan&, int, void*);
+template std::unique_ptr<Engine<double>> make_cuda_engine(const Plan&, int, void*);
 
 }  // namespace thalweg

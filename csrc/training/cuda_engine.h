@@ -23,6 +23,7 @@
 #include "cuda/step_state.h"
 #include "network/cuda_backend.h"
 #include "training/cuda_data.h"
+#include "training/cuda_exchange.h"
 #include "training/engine.h"
 #include "training/optimizer_rules.h"
 
@@ -31,10 +32,12 @@ namespace thalweg {
 template <class T>
 class CudaEngine final : public Engine<T> {
  public:
-  CudaEngine(const Plan& plan, int threads);
+  // Trains on a stream of its own when none is given.
+  CudaEngine(const Plan& plan, int threads, cudaStream_t stream);
   ~CudaEngine() override;
 
   std::string device() const override { return "cuda"; }
+  const DeviceExchange* exchange() const override { return &exchange_; }
   int useful_threads(std::int64_t) const override { return 1; }
 
   void get_parameters(T* flat) const override;
@@ -206,6 +209,7 @@ class CudaEngine final : public Engine<T> {
   const int threads_;
   const int device_;
   cuda::Stream stream_;
+  CudaExchange exchange_;
   CudaParameters<T> parameters_;
   Slots slots_;
   cuda::DeviceArray<T> average_;
@@ -227,6 +231,7 @@ class CudaEngine final : public Engine<T> {
   cuda::DeviceArray<std::int64_t> staged_batches_;
   cuda::DeviceArray<double> class_weights_;
   cuda::DeviceArray<std::byte> resident_;
+  PlacedBatch placed_;
   std::optional<CudaStaging> staging_;
   int slot_ = 0;                                        // of the minibatch staged last
   std::list<Step> steps_;                               // the latest used first

@@ -44,15 +44,14 @@ bool wait_for(const cuda::Event& event, const Interrupt& interrupt, const char* 
   return true;
 }
 
-// A matrix -> rows without gaps in host memory, when `stream` gets there.
+// A matrix -> rows without gaps in host or device memory, when `stream` gets there.
 template <class T>
 void queue_download(const cuda::Matrix<T>& from, T* to, cudaStream_t stream,
                     const char* operation) {
   const std::size_t width = array_bytes(from.width, sizeof(T));
-  cuda::check(
-      cudaMemcpy2DAsync(to, width, from.data, array_bytes(from.pitch, sizeof(T)), width,
-                        static_cast<std::size_t>(from.rows), cudaMemcpyDeviceToHost, stream),
-      operation);
+  cuda::check(cudaMemcpy2DAsync(to, width, from.data, array_bytes(from.pitch, sizeof(T)), width,
+                                static_cast<std::size_t>(from.rows), cudaMemcpyDefault, stream),
+              operation);
 }
 
 }  // namespace
@@ -166,6 +165,7 @@ void CudaEngine<T>::infer(Lane& lane, const Data& data, Targets targets, std::in
                           bool with_loss, const Interrupt& interrupt, const char* operation,
                           Queue&& queue, Finish&& finish) const {
   const std::int64_t rows = data.x.rows;
+  exchange_.join(data, lane.stream);
   if (device_bytes(data, chunk) > 0 && (!lane.staging || !lane.staging->fits(data, chunk))) {
     lane.staging.reset();
     lane.staging.emplace(data, chunk);
@@ -214,12 +214,15 @@ void CudaEngine<T>::predict(const ArrayView& x, std::int64_t batch_size, OutputM
   const Lease lease(*this, chunk, false);
   Lane& lane = *lease;
   const std::int64_t slot_size = element_count(lane.workspace.capacity(), width);
-  if (lane.host_outputs.size() == 0) {
+  const bool to_device = exchange_.memory_of(out) == Memory::kCuda;
+  if (to_device) exchange_.join(lane.stream);
+  if (!to_device && lane.host_outputs.size() == 0) {
     lane.outputs = cuda::DeviceArray<T>(CudaStaging::kSlots * slot_size, operation);
     lane.host_outputs = cuda::PinnedArray<T>(CudaStaging::kSlots * slot_size, operation);
   }
   Data data;
   data.x = x;
+  std::int64_t queued = 0;  // rows
   infer(
       lane, data, Targets::kNone, chunk, false, interrupt, operation,
       [&](int slot) {
@@ -240,14 +243,17 @@ void CudaEngine<T>::predict(const ArrayView& x, std::int64_t batch_size, OutputM
             cuda::activation<T>(mapped, mapped, {kActivationSigmoid, 0.0}, lane.stream);
             break;
         }
-        T* dense = lane.outputs.data() + slot * slot_size;
+        T* dense = to_device ? out + queued * width : lane.outputs.data() + slot * slot_size;
         cuda::scatter<T>(map == OutputMap::kIdentity ? outputs : mapped, dense, width, lane.stream);
+        queued += outputs.rows;
+        if (to_device) return;
         cuda::check(cudaMemcpyAsync(lane.host_outputs.data() + slot * slot_size, dense,
                                     array_bytes(outputs.rows * width, sizeof(T)),
                                     cudaMemcpyDeviceToHost, lane.stream),
                     operation);
       },
       [&](int slot, std::int64_t first, std::int64_t rows) {
+        if (to_device) return;
         std::copy_n(lane.host_outputs.data() + slot * slot_size, rows * width, out + first * width);
       });
 }
@@ -287,6 +293,7 @@ LossTotals CudaEngine<T>::evaluate(const Data& data, Targets targets, std::int64
 template <class T>
 Data CudaEngine<T>::stage_all(Lane& lane, const Data& data, const Interrupt& interrupt) const {
   const std::int64_t rows = data.x.rows;
+  exchange_.join(data, lane.stream);
   if (device_bytes(data, rows) == 0) return data;
   if (!lane.staging || !lane.staging->fits(data, rows)) {
     lane.staging.reset();
@@ -307,6 +314,7 @@ void CudaEngine<T>::activations(const ArrayView& x, bool training, std::uint64_t
   Lane lane(plan, parameters_, x.rows, false);
   Data data;
   data.x = x;
+  if (exchange_.memory_of(out[0]) == Memory::kCuda) exchange_.join(lane.stream);
   queue_gather(stage_all(lane, data, interrupt), Targets::kNone, 0, plan.has_weighted_batch_norm(),
                nullptr, lane.workspace, lane.stream);
   Pass pass;
@@ -338,6 +346,8 @@ LossTotals CudaEngine<T>::loss_and_gradient(const Data& data, Targets targets,
   cuda::StepState state;
   state.steps = static_cast<std::int64_t>(request.step);
   cuda::upload(&state, lane.state.data(), 1, lane.stream, kOperation);
+  for (const T* result : {request.gradient, request.input_gradient})
+    if (exchange_.memory_of(result) == Memory::kCuda) exchange_.join(lane.stream);
   queue_gather(stage_all(lane, data, request.interrupt), targets, 0,
                request.training && plan_.has_weighted_batch_norm(), lane.state.data(),
                lane.workspace, lane.stream);

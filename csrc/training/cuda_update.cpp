@@ -97,6 +97,9 @@ void CudaEngine<T>::begin_fit(const FitSource& source, std::int64_t batch_size,
   fit_.emplace();
   Fit& fit = *fit_;
   fit.source = source;
+  exchange_.join(source.data, stream_);
+  // A step's data lie at other addresses every time, and a graph knows one.
+  if (source.data.x.rows <= batch_size) fit.source.data = placed_.place(source.data, stream_);
   fit.weighted = source.data.weights.present() || !source.class_weights.empty();
   if (!source.class_weights.empty()) {
     const auto count = static_cast<std::int64_t>(source.class_weights.size());
@@ -106,8 +109,9 @@ void CudaEngine<T>::begin_fit(const FitSource& source, std::int64_t batch_size,
     }
     cuda::upload(source.class_weights.data(), class_weights_.data(), count, stream_, kOperation);
   }
-  const std::int64_t rows = source.data.x.rows;
-  const std::int64_t bytes = device_bytes(source.data, rows);
+  const Data& data = fit.source.data;
+  const std::int64_t rows = data.x.rows;
+  const std::int64_t bytes = device_bytes(data, rows);
   if (resident_.size() < bytes) {
     resident_ = {};
     std::size_t free = 0;
@@ -124,12 +128,18 @@ void CudaEngine<T>::begin_fit(const FitSource& source, std::int64_t batch_size,
   }
   fit.resident = resident_.size() >= bytes;
   if (fit.resident) {
-    upload_rows(source.data, resident_.data(), threads_, interrupt, stream_);
-    fit.data = device_view(source.data, rows, resident_.data());
+    upload_rows(data, resident_.data(), threads_, interrupt, stream_);
+    fit.data = device_view(data, rows, resident_.data());
     return;
   }
-  if (source.data.y.on_device() || source.data.weights.on_device()) {
-    fit.host.emplace(source.data, stream_);
+  if (data.x.on_device())
+    throw Error(
+        ErrorCode::kMemory,
+        concat("[fit] expected room for y and sample_weight in the memory of the GPU that x "
+               "lies in, got none for ",
+               bytes, " bytes"));
+  if (data.y.on_device() || data.weights.on_device()) {
+    fit.host.emplace(data, stream_);
     fit.source.data = fit.host->data();
   }
   if (!staging_ || !staging_->fits(fit.source.data, batch_size)) {

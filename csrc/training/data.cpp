@@ -1,6 +1,7 @@
 // Data checks and gathering.
 #include "training/data.h"
 
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "core/error.h"
 #include "cpu/kernels.h"
+#include "math/element_rule.h"
 #include "math/losses.h"
 
 namespace thalweg {
@@ -75,7 +77,7 @@ decltype(auto) with_reader(DType dtype, F&& f) {
   return reader.template operator()<double>();
 }
 
-constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t kNoElement = std::numeric_limits<std::int64_t>::max();
 
 const std::byte* element(const ArrayView& array, std::int64_t row, std::int64_t col = 0) {
   return static_cast<const std::byte*>(array.data) + row * array.row_stride +
@@ -87,44 +89,73 @@ std::string shape_text(const ArrayView& array) {
                                : concat("(", array.rows, ", ", array.cols, ")");
 }
 
-// The first element that fails `good` is reported with its place.
-template <class Good>
-void check_elements(const DataCheck& check, const ArrayView& array, const char* name,
-                    const std::string& expected, Good good) {
-  if (!check.elements) return;
+// The model's device has to be where the array lies.
+void check_place(const DataCheck& check, const ArrayView& array, const char* name) {
+  if (!array.on_device()) return;
+  expect<DeviceError>(check.exchange != nullptr, "[", check.operation, "] expected ", name,
+                      " in CPU memory, got an array in GPU memory; copy it to the CPU first, or "
+                      "use a model on device \"cuda\"");
+  check.exchange->check_place(array, check.operation, name);
+}
+
+// In host memory.
+ElementReport find_bad_element(const DataCheck& check, const ArrayView& array, ElementRule rule,
+                               double limit) {
+  ElementReport report;
   with_reader(array.dtype, [&](auto read) {
-    const auto first_bad = [&](Range rows) {
-      for (std::int64_t r = rows.begin; r < rows.end; ++r)
-        for (std::int64_t c = 0; c < array.cols; ++c)
-          if (!good(read(element(array, r, c)))) return std::pair(r, c);
-      return std::pair(kNoRow, kNoRow);
-    };
-    std::atomic<std::int64_t> bad_row = kNoRow;
+    std::atomic<std::int64_t> first_bad = kNoElement;
+    std::atomic<bool> positive = false;
     scan_rows(array.rows, array.cols, check.threads, check.interrupt, check.operation,
               [&](Range rows) {
-                const std::int64_t found = first_bad(rows).first;
-                std::int64_t least = bad_row.load();
-                while (found < least && !bad_row.compare_exchange_weak(least, found)) {
-                }
+                bool any_positive = false;
+                for (std::int64_t r = rows.begin; r < rows.end; ++r)
+                  for (std::int64_t c = 0; c < array.cols; ++c) {
+                    const double value = read(element(array, r, c));
+                    any_positive |= value > 0.0;
+                    if (obeys(value, rule, limit)) continue;
+                    const std::int64_t place = r * array.cols + c;
+                    std::int64_t least = first_bad.load();
+                    while (place < least && !first_bad.compare_exchange_weak(least, place)) {
+                    }
+                    return;
+                  }
+                if (any_positive) positive = true;
               });
-    if (bad_row == kNoRow) return;
-    const auto [r, c] = first_bad({bad_row, bad_row + 1});
-    const std::string place =
-        array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
-    throw ValueError(concat("[", check.operation, "] expected ", expected, ", got ", name, place,
-                            " = ", read(element(array, r, c))));
+    if (first_bad != kNoElement) report.first_bad = first_bad;
+    report.positive = positive;
   });
+  return report;
+}
+
+// Throws with the place of the first element that breaks the rule. Returns whether any is above
+// zero.
+bool check_elements(const DataCheck& check, const ArrayView& array, const char* name,
+                    const std::string& expected, ElementRule rule, double limit = 0.0) {
+  if (!check.elements) return true;
+  const ElementReport report = array.on_device() ? check.exchange->check(array, rule, limit)
+                                                 : find_bad_element(check, array, rule, limit);
+  if (!report.first_bad) return report.positive;
+  const std::int64_t r = *report.first_bad / array.cols, c = *report.first_bad % array.cols;
+  const std::byte* at = element(array, r, c);
+  std::array<std::byte, sizeof(double)> fetched;
+  if (array.on_device()) {
+    check.exchange->fetch(at, fetched.data(), item_size(array.dtype));
+    at = fetched.data();
+  }
+  const double value = with_reader(array.dtype, [&](auto read) { return read(at); });
+  const std::string place =
+      array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
+  throw ValueError(
+      concat("[", check.operation, "] expected ", expected, ", got ", name, place, " = ", value));
 }
 
 void check_weights(const DataCheck& check, const ArrayView& weights, std::int64_t rows) {
   expect<ValueError>(weights.dimensions == 1 && weights.rows == rows, "[", check.operation,
                      "] expected sample_weight of shape (", rows, ",), got ", shape_text(weights));
-  std::atomic<bool> positive = false;
-  check_elements(check, weights, "sample_weight", "finite sample weights >= 0", [&](double w) {
-    if (w > 0.0 && !positive.load(std::memory_order_relaxed)) positive = true;
-    return w >= 0.0 && std::isfinite(w);
-  });
-  expect<ValueError>(positive || !check.elements, "[", check.operation,
+  check_place(check, weights, "sample_weight");
+  const bool positive = check_elements(check, weights, "sample_weight",
+                                       "finite sample weights >= 0", ElementRule::kNotNegative);
+  expect<ValueError>(positive, "[", check.operation,
                      "] expected sample weights with a positive sum, got all zeros");
 }
 
@@ -135,15 +166,14 @@ Targets check_cross_entropy_target(const DataCheck& check, const ArrayView& y) {
                       "] expected integer labels or probabilities of shape (n, ", classes,
                       ") for cross_entropy, got a one-dimensional array of ", dtype_name(y.dtype),
                       "; cast labels with y.astype(int)");
-    check_elements(check, y, "y", concat("labels in [0, ", classes, ")"),
-                   [&](double v) { return v >= 0.0 && v < static_cast<double>(classes); });
+    check_elements(check, y, "y", concat("labels in [0, ", classes, ")"), ElementRule::kBelow,
+                   static_cast<double>(classes));
     return Targets::kLabels;
   }
   expect<ValueError>(y.cols == classes, "[", check.operation, "] expected probabilities of shape (",
                      y.rows, ", ", classes, "), one column per output, got ", shape_text(y),
                      "; integer labels are one-dimensional");
-  check_elements(check, y, "y", "finite probabilities >= 0",
-                 [](double v) { return v >= 0.0 && std::isfinite(v); });
+  check_elements(check, y, "y", "finite probabilities >= 0", ElementRule::kNotNegative);
   return Targets::kDense;
 }
 
@@ -162,15 +192,14 @@ void check_dense_target(const DataCheck& check, const ArrayView& y) {
   const char* name = loss_name(plan.description.loss.elementwise);
   switch (target) {
     case TargetKind::real:
-      check_elements(check, y, "y", "finite targets", [](double v) { return std::isfinite(v); });
+      check_elements(check, y, "y", "finite targets", ElementRule::kFinite);
       break;
     case TargetKind::unit_interval:
       check_elements(check, y, "y", concat("targets in [0, 1] for ", name),
-                     [](double v) { return v >= 0.0 && v <= 1.0; });
+                     ElementRule::kUnitInterval);
       break;
     case TargetKind::sign:
-      check_elements(check, y, "y", concat("targets -1 or +1 for ", name),
-                     [](double v) { return v == 1.0 || v == -1.0; });
+      check_elements(check, y, "y", concat("targets -1 or +1 for ", name), ElementRule::kSign);
       break;
   }
 }
@@ -197,12 +226,14 @@ void check_input(const DataCheck& check, const ArrayView& x) {
                      shape_text(x));
   expect<ValueError>(x.rows >= 1, "[", check.operation, "] expected at least one row, got ",
                      shape_text(x));
+  check_place(check, x, "x");
   if (!check.elements || !check.require_finite || is_integer(x.dtype)) return;
-  std::atomic<bool> finite = true;
-  scan_rows(x.rows, x.cols, check.threads, check.interrupt, check.operation, [&](Range rows) {
-    if (!cpu::kernels<float>().all_finite(x, rows)) finite = false;
-  });
-  if (!finite) check_elements(check, x, "x", "finite x", [](double v) { return std::isfinite(v); });
+  std::atomic<bool> finite = !x.on_device();
+  if (finite)
+    scan_rows(x.rows, x.cols, check.threads, check.interrupt, check.operation, [&](Range rows) {
+      if (!cpu::kernels<float>().all_finite(x, rows)) finite = false;
+    });
+  if (!finite) check_elements(check, x, "x", "finite x", ElementRule::kFinite);
 }
 
 Targets check_data(const DataCheck& check, const Data& data) {
@@ -213,6 +244,7 @@ Targets check_data(const DataCheck& check, const Data& data) {
   expect<ValueError>(data.y.present(), "[", check.operation, "] expected targets y, got none");
   expect<ValueError>(data.y.rows == data.x.rows, "[", check.operation,
                      "] expected len(y) == len(x) (", data.x.rows, "), got ", data.y.rows);
+  check_place(check, data.y, "y");
   if (kind == LossDescription::Kind::kCrossEntropy)
     return check_cross_entropy_target(check, data.y);
   check_dense_target(check, data.y);

@@ -14,6 +14,7 @@
 #include "core/thread_pool.h"
 #include "network/plan.h"
 #include "network/workspace.h"
+#include "training/device_exchange.h"
 #include "training/model.h"
 
 namespace thalweg {
@@ -101,7 +102,8 @@ struct DataCheck {
   bool require_finite = false;  // x
   int threads = 1;
   const Interrupt& interrupt;
-  bool elements = true;  // or shapes and types only
+  bool elements = true;                      // or shapes and types only
+  const DeviceExchange* exchange = nullptr;  // of a model on a device
 };
 
 // Throw ValueError or TypeError, or Interrupted.

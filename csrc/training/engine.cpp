@@ -10,15 +10,18 @@ namespace thalweg {
 
 #if defined(TW_WITH_CUDA)
 template <class T>
-std::unique_ptr<Engine<T>> make_cuda_engine(const Plan& plan, int threads);  // cuda_engine.cpp
+std::unique_ptr<Engine<T>> make_cuda_engine(const Plan& plan, int threads,
+                                            void* stream);  // cuda_engine.cpp
 #endif
 
 template <class T>
 std::unique_ptr<Engine<T>> make_engine([[maybe_unused]] const std::string& device, const Plan& plan,
-                                       int threads) {
+                                       int threads, void* stream) {
 #if defined(TW_WITH_CUDA)
-  if (device == "cuda") return make_cuda_engine<T>(plan, threads);
+  if (device == "cuda") return make_cuda_engine<T>(plan, threads, stream);
 #endif
+  expect<DeviceError>(stream == nullptr,
+                      "[model] expected no stream for a model on the CPU, got one");
   return std::make_unique<CpuEngine<T>>(plan, threads);
 }
 
@@ -77,7 +80,7 @@ void next_parts(const Plan& plan, const Cursor& cursor, UpdateParts* update) {
   }
 }
 
-template std::unique_ptr<Engine<float>> make_engine(const std::string&, const Plan&, int);
-template std::unique_ptr<Engine<double>> make_engine(const std::string&, const Plan&, int);
+template std::unique_ptr<Engine<float>> make_engine(const std::string&, const Plan&, int, void*);
+template std::unique_ptr<Engine<double>> make_engine(const std::string&, const Plan&, int, void*);
 
 }  // namespace thalweg

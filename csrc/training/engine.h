@@ -2,9 +2,10 @@
 // callbacks, metrics, messages, files. An Engine owns the values of a model on one device and runs
 // passes and updates there.
 //
-// Calls are coarse. Values cross as canonical flat vectors in host memory, bit for bit, so that
-// copies, checkpoints and snapshots need to know no layout. Calls that change the model are
-// exclusive; const calls may run from many threads at once.
+// Calls are coarse. Values cross as canonical flat vectors, bit for bit, so that copies,
+// checkpoints and snapshots need to know no layout. They lie in host memory or, where the engine
+// has an exchange(), in memory of its device, as do the data and the results of passes. Calls that
+// change the model are exclusive; const calls may run from many threads at once.
 #pragma once
 
 #include <cstdint>
@@ -91,6 +92,8 @@ class Engine {
   virtual std::string device() const = 0;
   // Host threads that a training step on that many rows makes use of.
   virtual int useful_threads(std::int64_t rows) const = 0;
+  // Null on the CPU.
+  virtual const DeviceExchange* exchange() const { return nullptr; }
 
   // ---- values
   virtual void get_parameters(T* flat) const = 0;
@@ -142,9 +145,11 @@ class Engine {
   virtual void release_workspaces() const = 0;
 };
 
-// The plan outlives the engine, and its optimizer description changes only with set_optimizer.
+// The plan outlives the engine, and its optimizer description changes only with set_optimizer. The
+// stream is the caller's, or null.
 template <class T>
-std::unique_ptr<Engine<T>> make_engine(const std::string& device, const Plan& plan, int threads);
+std::unique_ptr<Engine<T>> make_engine(const std::string& device, const Plan& plan, int threads,
+                                       void* stream);
 
 // ---- rules that every engine follows
 

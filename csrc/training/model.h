@@ -17,6 +17,7 @@
 #include "core/thread_pool.h"
 #include "math/order.h"
 #include "network/description.h"
+#include "training/device_exchange.h"
 
 namespace thalweg {
 
@@ -117,16 +118,20 @@ struct GradientOptions {
 
 class TW_INTERNAL_API Model {
  public:
-  // device: "auto", "cpu", "cuda". threads 0: the default of the pool.
+  // device: "auto", "cpu", "cuda". threads 0: the default of the pool. stream: that of a model on
+  // "cuda", the caller's, or null; copies run on it too.
   static std::unique_ptr<Model> create(const Description& description, const std::string& device,
-                                       int threads);
+                                       int threads, void* stream = nullptr);
   static std::unique_ptr<Model> load(const std::string& path, const std::string& device,
-                                     int threads);
+                                     int threads, void* stream = nullptr);
   virtual ~Model() = default;
   virtual std::unique_ptr<Model> copy() const = 0;
 
   virtual const Description& description() const = 0;
   virtual std::string device() const = 0;
+  // Of a model on a device: its data and results, and vectors of num_parameters(), may lie there.
+  // Null on the CPU.
+  virtual const DeviceExchange* exchange() const = 0;
   virtual int threads() const = 0;
   // Of them, those that a training step on that many rows makes use of.
   virtual int useful_threads(std::int64_t rows) const = 0;

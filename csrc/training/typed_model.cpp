@@ -40,17 +40,18 @@ int resolve_threads(int threads) {
 }
 
 std::unique_ptr<Model> Model::create(const Description& description, const std::string& device,
-                                     int threads) {
+                                     int threads, void* stream) {
   const std::string resolved = resolve_device(device);
   threads = resolve_threads(threads);
   if (description.dtype == DType::kFloat64)
-    return std::make_unique<TypedModel<double>>(description, resolved, threads);
-  return std::make_unique<TypedModel<float>>(description, resolved, threads);
+    return std::make_unique<TypedModel<double>>(description, resolved, threads, stream);
+  return std::make_unique<TypedModel<float>>(description, resolved, threads, stream);
 }
 
 template <class T>
-TypedModel<T>::TypedModel(const Description& description, const std::string& device, int threads)
-    : plan_(compile(description)), threads_(threads) {
+TypedModel<T>::TypedModel(const Description& description, const std::string& device, int threads,
+                          void* stream)
+    : plan_(compile(description)), threads_(threads), stream_(stream) {
   expect<ValueError>(plan_.description.loss.kind != LossDescription::Kind::kCrossEntropy ||
                          plan_.out_features >= 2,
                      "[model] expected at least 2 outputs for cross_entropy, got ",
@@ -70,7 +71,7 @@ TypedModel<T>::TypedModel(const Description& description, const std::string& dev
     layers_.push_back(
         {layer.name, layer.type, plan_.buffers[layer.buffer].width, layer.parameters});
   check_method_device(plan_.description.optimizer, device);
-  engine_ = make_engine<T>(device, plan_, threads_);
+  engine_ = make_engine<T>(device, plan_, threads_, stream_);
   reset();
 }
 
@@ -89,7 +90,7 @@ std::vector<std::pair<std::string, std::int64_t>> TypedModel<T>::fallbacks() con
 
 template <class T>
 std::unique_ptr<Model> TypedModel<T>::copy() const {
-  auto other = std::make_unique<TypedModel<T>>(plan_.description, device(), threads_);
+  auto other = std::make_unique<TypedModel<T>>(plan_.description, device(), threads_, stream_);
   Snapshot snapshot;
   take(&snapshot);
   other->put(snapshot);

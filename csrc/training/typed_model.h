@@ -23,11 +23,12 @@ int resolve_threads(int threads);
 template <class T>
 class TypedModel final : public Model {
  public:
-  TypedModel(const Description& description, const std::string& device, int threads);
+  TypedModel(const Description& description, const std::string& device, int threads, void* stream);
   std::unique_ptr<Model> copy() const override;
 
   const Description& description() const override { return plan_.description; }
   std::string device() const override { return engine_->device(); }
+  const DeviceExchange* exchange() const override { return engine_->exchange(); }
   int threads() const override { return threads_; }
   int useful_threads(std::int64_t rows) const override { return engine_->useful_threads(rows); }
   std::int64_t out_features() const override { return plan_.out_features; }
@@ -120,11 +121,12 @@ class TypedModel final : public Model {
   std::vector<T> flat_state() const;
   DataCheck data_check(const char* operation, bool require_finite,
                        const Interrupt& interrupt) const {
-    return {plan_, operation, require_finite, threads_, interrupt};
+    return {plan_, operation, require_finite, threads_, interrupt, true, exchange()};
   }
 
   Plan plan_;
   int threads_;
+  void* stream_;  // the caller's, or null
   std::unique_ptr<Engine<T>> engine_;
   std::unique_ptr<MethodUpdates<T>> method_;  // null: the optimizer is elementwise
   Cursor cursor_;

@@ -1,8 +1,8 @@
 """thalweg trains dense networks at the speed of the hardware.
 
 Layers, losses and optimizers are descriptions (`thalweg.nn`, `thalweg.losses`, `thalweg.optim`)
-that `Model` compiles for the CPU; `thalweg.ops` has the single operations, and `minimize` runs the
-methods of `thalweg.optim` on any function.
+that `Model` compiles for the CPU or a GPU; `thalweg.ops` has the single operations, and `minimize`
+runs the methods of `thalweg.optim` on any function.
 
 Examples
 --------
@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from thalweg._core import CheckpointError, DeviceError, NonFiniteError, __version__
+from thalweg._core import CheckpointError, DeviceArray, DeviceError, NonFiniteError, __version__
 
 if TYPE_CHECKING:
     from thalweg import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError",
+    "DeviceArray",
     "DeviceError",
     "History",
     "MinimizeProgress",

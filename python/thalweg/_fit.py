@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _METHODS = ("on_train_begin", "on_step", "on_epoch_end", "on_train_end")
 _SHUFFLES = ("epoch", "stack", "iid")
 VALIDATION_BATCH = 1024
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 @dataclass
@@ -201,7 +202,7 @@ def progress_bar(verbose: bool | str, total_steps: int | None) -> ProgressBar | 
 
 def rows_of(x: Any) -> int:
     """Number of rows of an array, a list or a DLPack object."""
-    shape = getattr(x, "shape", None)
+    shape = getattr(x, "shape", None) or getattr(x, "__cuda_array_interface__", {}).get("shape")
     if shape:
         return int(shape[0])
     try:
@@ -216,7 +217,17 @@ def is_array(x: Any) -> bool:
     """Whether `x` is one array rather than an iterable of batches."""
     if isinstance(x, (bytes, str, memoryview)):
         return True
-    return any(hasattr(x, name) for name in ("__array__", "__dlpack__", "__array_interface__"))
+    names = ("__array__", "__dlpack__", "__array_interface__", "__cuda_array_interface__")
+    return any(hasattr(x, name) for name in names)
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether `x` is an array in the memory of a GPU."""
+    if isinstance(x, np.ndarray):
+        return False
+    if hasattr(x, "__dlpack_device__"):
+        return int(x.__dlpack_device__()[0]) in _DLPACK_CUDA
+    return hasattr(x, "__cuda_array_interface__")
 
 
 def class_weighted(
@@ -384,6 +395,9 @@ def _batch_epoch(
             reason = "max_steps"
             break
         x, y, sample_weight = split_batch(batch)
+        if class_weight is not None:
+            y = model._on_host("fit", "y", y)
+            sample_weight = model._on_host("fit", "sample_weight", sample_weight)
         if rows_of(x) == 1 and model.has_batch_norm:
             skipped += 1
             continue

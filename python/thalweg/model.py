@@ -8,11 +8,12 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
 from thalweg import _check, _core, _fit, losses, nn, optim
+from thalweg._core import DeviceArray
 from thalweg._fit import Data, History
 from thalweg.callbacks import EarlyStopping
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     ArrayLike = npt.ArrayLike
     PathLike = str | os.PathLike[str]
+
+    class OnGpu(Protocol):
+        """An array in the memory of a GPU: of PyTorch, CuPy, Numba, JAX, or a `DeviceArray`."""
+
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
 
 __all__ = ["History", "Model"]
 
@@ -40,7 +48,8 @@ class Model:
         Width of x.
     loss : str, Loss or callable, default "cross_entropy"
         What to minimize, see `thalweg.losses`. A function ``loss(prediction, target)`` gets arrays
-        ``[rows, out]`` and the same rows of y, and returns the value and its gradient.
+        ``[rows, out]`` and the same rows of y, and returns the value and its gradient. The arrays
+        are NumPy's on every device: on "cuda" an update waits in its middle for the function.
     optimizer : Optimizer or str, optional
         See `thalweg.optim`; None is ``optim.Adam()``.
     device : str, default "auto"
@@ -319,6 +328,8 @@ class Model:
         x : array ``[rows, in_features]``, or an iterable of batches
             Any real dtype and strides; cast when it is read. Batches are tuples (x, y) or
             (x, y, sample_weight), each one update; `batch_size` and `shuffle` do not apply to them.
+            A model on "cuda" takes every array of data from its GPU as well, by DLPack or
+            ``__cuda_array_interface__``, and reads it where it lies.
         y : array ``[rows]`` or ``[rows, out_features]``
             Integer labels or probabilities for cross-entropy, values otherwise.
         epochs : int, default 1
@@ -380,6 +391,9 @@ class Model:
         self._check_weights("fit", sample_weight, class_weight)
         total: int | None = None
         if y is not None:
+            if class_weight is not None:
+                y = self._on_host("fit", "y", y)
+                sample_weight = self._on_host("fit", "sample_weight", sample_weight)
             data = Data(x, y, _fit.class_weighted(y, sample_weight, class_weight))
             rows = _fit.rows_of(x)
             total = options.epochs * math.ceil(
@@ -510,22 +524,31 @@ class Model:
         if self._description["loss"]["type"] == "cross_entropy":
             likelihood = metrics["loss"]
             if self._description["loss"]["label_smoothing"]:
-                outputs = self.predict(x, batch_size=size)
                 likelihood, _ = _core.ops.softmax_cross_entropy(
-                    outputs, y, sample_weight, 0.0, self.threads
+                    np.asarray(self.predict(x, batch_size=size)),
+                    self._on_host("evaluate", "y", y),
+                    self._on_host("evaluate", "sample_weight", sample_weight),
+                    0.0,
+                    self.threads,
                 )
             metrics["perplexity"] = math.exp(likelihood) if likelihood < 700.0 else math.inf
         if top_k is not None:
             k = _check.integer("evaluate", "top_k", top_k, 1)
-            outputs = self.predict(x, batch_size=size)
-            metrics[f"top_{k}_accuracy"] = _top_k(outputs, np.asarray(y), k, sample_weight, weight)
+            outputs = np.asarray(self.predict(x, batch_size=size))
+            labels = np.asarray(self._on_host("evaluate", "y", y))
+            weights = self._on_host("evaluate", "sample_weight", sample_weight)
+            metrics[f"top_{k}_accuracy"] = _top_k(outputs, labels, k, weights, weight)
         return metrics
 
     def _evaluate(self, data: Data, batch_size: int) -> dict[str, float]:
         y, loss, targets = self._loss_arguments("evaluate", data.x, data.y)
         return self._core.evaluate(data.x, y, data.weights, batch_size, loss, targets)
 
-    def predict(self, x: ArrayLike, *, batch_size: int = 1024) -> Array:
+    @overload
+    def predict(self, x: OnGpu, *, batch_size: int = ...) -> DeviceArray: ...
+    @overload
+    def predict(self, x: ArrayLike, *, batch_size: int = ...) -> Array: ...
+    def predict(self, x: Any, *, batch_size: int = 1024) -> Array | DeviceArray:
         """Raw outputs of the last layer: logits or values.
 
         Parameters
@@ -537,10 +560,18 @@ class Model:
         Returns
         -------
         array ``[rows, out_features]`` of the model's dtype
+            A `DeviceArray` where x lies on the GPU.
         """
-        return self._core.predict(x, _check.integer("predict", "batch_size", batch_size, 1), False)
+        out: Array | DeviceArray = self._core.predict(
+            x, _check.integer("predict", "batch_size", batch_size, 1), False
+        )
+        return out
 
-    def predict_proba(self, x: ArrayLike, *, batch_size: int = 1024) -> Array:
+    @overload
+    def predict_proba(self, x: OnGpu, *, batch_size: int = ...) -> DeviceArray: ...
+    @overload
+    def predict_proba(self, x: ArrayLike, *, batch_size: int = ...) -> Array: ...
+    def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array | DeviceArray:
         """Probabilities: softmax of the outputs for cross-entropy, sigmoid for the binary losses.
 
         The exponential loss is least at half the log odds, so there it is the sigmoid of twice the
@@ -554,6 +585,7 @@ class Model:
         Returns
         -------
         array ``[rows, out_features]``
+            A `DeviceArray` where x lies on the GPU.
 
         Raises
         ------
@@ -562,7 +594,8 @@ class Model:
         """
         self._class_values("predict_proba")
         size = _check.integer("predict_proba", "batch_size", batch_size, 1)
-        return self._core.predict(x, size, True)
+        out: Array | DeviceArray = self._core.predict(x, size, True)
+        return out
 
     def predict_class(self, x: ArrayLike, *, batch_size: int = 1024) -> npt.NDArray[np.int64]:
         """The most probable class of every row.
@@ -584,7 +617,7 @@ class Model:
             For losses without classes.
         """
         values = self._class_values("predict_class")
-        outputs = self.predict(x, batch_size=batch_size)
+        outputs = np.asarray(self.predict(x, batch_size=batch_size))
         if values is None:
             labels: npt.NDArray[np.int64] = np.argmax(outputs, axis=1)
             return labels
@@ -604,7 +637,11 @@ class Model:
             )
         return classes[kind]
 
-    def forward(self, x: ArrayLike, *, training: bool = False) -> Array:
+    @overload
+    def forward(self, x: OnGpu, *, training: bool = ...) -> DeviceArray: ...
+    @overload
+    def forward(self, x: ArrayLike, *, training: bool = ...) -> Array: ...
+    def forward(self, x: Any, *, training: bool = False) -> Array | DeviceArray:
         """Outputs of one pass over all rows of x, changing nothing.
 
         Parameters
@@ -616,12 +653,16 @@ class Model:
         Returns
         -------
         array ``[rows, out_features]``
+            A `DeviceArray` where x lies on the GPU.
         """
+        out: Array | DeviceArray
         if _check.flag("forward", "training", training):
-            return self.activations(x, training=True)[-1]
-        return self._core.predict(x, max(_fit.rows_of(x), 1), False)
+            out = self.activations(x, training=True)[-1]
+        else:
+            out = self._core.predict(x, max(_fit.rows_of(x), 1), False)
+        return out
 
-    def activations(self, x: ArrayLike, *, training: bool = False) -> list[Array]:
+    def activations(self, x: Any, *, training: bool = False) -> list[Any]:
         """Outputs of every top-level layer for one batch.
 
         Parameters
@@ -633,6 +674,7 @@ class Model:
         Returns
         -------
         list of array ``[rows, width]``
+            Each a `DeviceArray` where x lies on the GPU.
         """
         return self._core.activations(x, _check.flag("activations", "training", training))
 
@@ -644,7 +686,7 @@ class Model:
         sample_weight: ArrayLike | None = None,
         training: bool = True,
         input_gradient: bool = False,
-    ) -> tuple[float, Array] | tuple[float, Array, Array]:
+    ) -> tuple[float, Any] | tuple[float, Any, Any]:
         """Loss of one batch and its gradient, changing nothing, running statistics included.
 
         Parameters
@@ -663,7 +705,7 @@ class Model:
         gradient : array ``[num_parameters]``
             In the order of `layout`, of the model's dtype.
         dx : array ``[rows, in_features]``
-            Only with `input_gradient`.
+            Only with `input_gradient`. Both arrays are a `DeviceArray` where x lies on the GPU.
         """
         metrics, gradient, dx = self._gradients(
             "loss_and_grad", Data(x, y, sample_weight), training, True, input_gradient
@@ -677,7 +719,7 @@ class Model:
         *,
         sample_weight: ArrayLike | None = None,
         training: bool = False,
-    ) -> Array:
+    ) -> Any:
         """Gradient of the loss with respect to x.
 
         Parameters
@@ -691,9 +733,10 @@ class Model:
         Returns
         -------
         array ``[rows, in_features]``
+            A `DeviceArray` where x lies on the GPU.
         """
         data = Data(x, y, sample_weight)
-        dx: Array = self._gradients("input_gradient", data, training, False, True)[2]
+        dx = self._gradients("input_gradient", data, training, False, True)[2]
         return dx
 
     def _gradients(
@@ -722,6 +765,40 @@ class Model:
         """
         return self._core.parameters()
 
+    def device_parameters(self) -> DeviceArray:
+        """All parameters of a model on "cuda", as `parameters`, without a way through the host.
+
+        Returns
+        -------
+        DeviceArray ``[num_parameters]``
+            A copy: training does not change it, and writing to it does not change the model.
+
+        Raises
+        ------
+        DeviceError
+            When the model is on the CPU.
+        """
+        return self._core.device_parameters()
+
+    def to_device(self, array: ArrayLike) -> DeviceArray:
+        """A copy of an array on the GPU of a model on "cuda", for many calls with the same data.
+
+        Parameters
+        ----------
+        array : array of real numbers, any shape
+
+        Returns
+        -------
+        DeviceArray
+            Of the same shape and dtype.
+
+        Raises
+        ------
+        DeviceError
+            When the model is on the CPU.
+        """
+        return self._core.to_device(np.asarray(array))
+
     def theta(self) -> Array:
         """The iterate of the optimizer as one read-only vector ``[num_parameters]``."""
         return self._core.theta()
@@ -732,7 +809,8 @@ class Model:
         Parameters
         ----------
         values : array ``[num_parameters]``, or dict from names to arrays
-            A dict may leave parameters out.
+            A dict may leave parameters out. A vector on the GPU of the model, of its dtype, is
+            copied there.
 
         Examples
         --------
@@ -742,6 +820,9 @@ class Model:
         array([ 1., -1.], dtype=float32)
         """
         if not isinstance(values, Mapping):
+            if _fit.on_gpu(values):
+                self._core.set_device_parameters(values)
+                return
             self._core.set_parameters(
                 self._values("set_parameters", "values", values, (self.num_parameters,))
             )
@@ -985,13 +1066,17 @@ class Model:
             )
         if y is None:
             raise ValueError(f"[{where}] expected targets y, got None")
-        targets = np.asarray(y)
+        targets = np.asarray(self._on_host(where, "y", y))
         rows = _fit.rows_of(x)
         if targets.ndim == 0 or len(targets) != rows:
             raise ValueError(
                 f"[{where}] expected len(y) == len(x) ({rows}), got shape {targets.shape}"
             )
         return None, self._loss_function, targets
+
+    def _on_host(self, where: str, name: str, value: Any) -> Any:
+        """`value`, or its copy in host memory where it lies on the GPU: for what NumPy computes."""
+        return self._core.to_host(value, where, name) if _fit.on_gpu(value) else value
 
     def _check_weights(self, where: str, sample_weight: Any, class_weight: Any) -> None:
         if self._custom and (sample_weight is not None or class_weight is not None):

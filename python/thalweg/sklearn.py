@@ -229,7 +229,8 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]
     def _outputs(self, x: Any) -> Array:
         check_is_fitted(self, "model_")
         x = self._check_input(x, "no_validation", reset=False)
-        return self.model_.predict(x)
+        outputs: Array = self.model_.predict(x)
+        return outputs
 
     # ---- contract -----------------------------------------------------------------------------
 
@@ -456,7 +457,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         """Class probabilities, float64 [rows, classes]; multilabel: of each label."""
         check_is_fitted(self, "model_")
         x = self._check_input(X, "no_validation", reset=False)
-        proba = self.model_.predict_proba(x).astype(np.float64)
+        proba: Array = self.model_.predict_proba(x).astype(np.float64)
         if self._multilabel:
             return proba
         # The sums of float32 probabilities are off by a few units in the last place.

@@ -213,8 +213,12 @@ void check_errors() {
                                 "0");
   expect_throws<tw::ValueError>([] { tw::Model({tw::Dense{0}}, {.in_features = 2}); }, "units",
                                 "no units");
+  if (!tw::cuda_available())
+    expect_throws<tw::DeviceError>(
+        [] { tw::Model({tw::Dense{2}}, {.in_features = 2, .device = "cuda"}); }, "cuda", "no GPU");
   expect_throws<tw::DeviceError>(
-      [] { tw::Model({tw::Dense{1}}, {.in_features = 2, .device = "cuda"}); }, "cuda", "no GPU");
+      [&] { tw::Model({tw::Dense{2}}, {.in_features = 2, .device = "cpu", .stream = &model}); },
+      "no stream", "a stream for the CPU");
   expect_throws<tw::ValueError>([&] { model.average(); }, "averaging", "no average");
   expect_throws<tw::CheckpointError>([] { tw::Model::load("missing.safetensors"); },
                                      "missing.safetensors", "missing file");

@@ -49,6 +49,7 @@ enum cudaMemoryType {
   cudaMemoryTypeUnregistered = 0,
   cudaMemoryTypeHost = 1,
   cudaMemoryTypeDevice = 2,
+  cudaMemoryTypeManaged = 3,
 };
 
 enum cudaDeviceAttr {
@@ -112,6 +113,10 @@ using cudaGraph_t = struct CUgraph_st*;
 using cudaGraphExec_t = struct CUgraphExec_st*;
 using cudaGraphNode_t = struct CUgraphNode_st*;
 using cudaHostFn_t = void (*)(void* data);
+
+// The default streams by name: the one that nullptr stands for, and the calling thread's.
+#define cudaStreamLegacy reinterpret_cast<cudaStream_t>(1)
+#define cudaStreamPerThread reinterpret_cast<cudaStream_t>(2)
 
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);

@@ -91,6 +91,22 @@ void advance_at_random() {
   }
 }
 
+// Waits for the legacy stream as other blocking streams do. Kept for good: events may name it after
+// its thread has ended.
+CUstream_st& per_thread_stream() {
+  thread_local CUstream_st* stream = nullptr;
+  if (stream == nullptr) {
+    stream = new CUstream_st;
+    stream->blocking = true;
+    device().streams.push_back(stream);
+  }
+  return *stream;
+}
+
+bool is_default(cudaStream_t stream) {
+  return stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+}
+
 // The nodes of a graph in an order that their edges allow: as captured, or drawn.
 void run_graph(const std::vector<Node>& nodes) {
   if (settings().seed == 0) {
@@ -137,11 +153,12 @@ cudaError_t take_last_error() {
 
 bool known(cudaStream_t stream) {
   const auto& streams = device().streams;
-  return stream == nullptr || std::find(streams.begin(), streams.end(), stream) != streams.end();
+  return is_default(stream) || std::find(streams.begin(), streams.end(), stream) != streams.end();
 }
 
 CUstream_st& stream_of(cudaStream_t stream) {
-  return stream == nullptr ? device().legacy : *stream;
+  if (stream == cudaStreamPerThread) return per_thread_stream();
+  return is_default(stream) ? device().legacy : *stream;
 }
 
 void run_all(CUstream_st& stream) {
@@ -163,7 +180,7 @@ cudaError_t enqueue(cudaStream_t handle, Operation operation) {
     stream.last = {stream.capture->nodes.size() - 1};
     return cudaSuccess;
   }
-  if (handle == nullptr && capturing(true)) return cudaErrorStreamCaptureUnsupported;
+  if (&stream == &device().legacy && capturing(true)) return cudaErrorStreamCaptureUnsupported;
   join_legacy(stream);
   stream.queue.push_back(std::move(operation));
   while (stream.queue.size() > kQueueLimit) run_one(stream);
@@ -201,7 +218,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const auto lock = lock_device();
-  if (stream == nullptr || !known(stream)) return result(cudaErrorInvalidResourceHandle);
+  if (is_default(stream) || !known(stream)) return result(cudaErrorInvalidResourceHandle);
   run_all(*stream);
   std::erase(device().streams, stream);
   delete stream;
@@ -321,8 +338,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const auto lock = lock_device();
-  // The legacy stream cannot be captured.
-  if (stream == nullptr || !known(stream)) return result(cudaErrorStreamCaptureUnsupported);
+  // The default streams cannot be captured here; on a GPU, the per-thread one can.
+  if (is_default(stream) || !known(stream)) return result(cudaErrorStreamCaptureUnsupported);
   if (stream->capture) return result(cudaErrorStreamCaptureUnsupported);
   stream->capture = std::make_shared<Capture>();
   stream->capture->origin = stream;
@@ -336,7 +353,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const auto lock = lock_device();
   *graph = nullptr;
-  if (stream == nullptr || !known(stream) || !stream->capture ||
+  if (is_default(stream) || !known(stream) || !stream->capture ||
       stream->capture->origin != stream) {
     return result(cudaErrorStreamCaptureUnmatched);
   }

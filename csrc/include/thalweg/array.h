@@ -41,7 +41,8 @@ concept Numbers = std::ranges::contiguous_range<R> && std::ranges::sized_range<R
 }  // namespace detail
 
 // Views data that the caller keeps alive during the call that it is passed to. Element types are
-// bool, integers, float and double.
+// bool, integers, float and double. For a model on "cuda" the data may lie in memory of its GPU,
+// see thalweg_c.h.
 class Array {
  public:
   // A flat sequence. As x it is read as rows of in_features numbers; as y, as one label or value
@@ -63,6 +64,18 @@ class Array {
     if (!fits)
       throw ValueError("[Array] expected " + std::to_string(rows) + " x " +
                        std::to_string(columns) + " numbers, got " + std::to_string(size));
+  }
+
+  // Vectors and row-major matrices by address: device memory has no range.
+  template <class T>
+    requires std::is_arithmetic_v<T>
+  static Array vector(const T* data, std::int64_t length) {
+    return Array(tw_vector(data, detail::dtype_of<T>(), length));
+  }
+  template <class T>
+    requires std::is_arithmetic_v<T>
+  static Array matrix(const T* data, std::int64_t rows, std::int64_t columns) {
+    return Array(tw_matrix(data, detail::dtype_of<T>(), rows, columns));
   }
 
   // A matrix with any strides, in bytes.

@@ -43,13 +43,14 @@ using Interrupt = std::function<bool()>;
 struct Placement {
   std::string device = "auto";  // "auto", "cpu" or "cuda"
   int threads = 0;              // 0: default_threads()
-  void* stream = nullptr;       // the CUDA stream of a model on "cuda"
+  void* stream = nullptr;       // the CUDA stream that a model on "cuda" trains on, or its own
 };
 
 enum class CheckFinite { kLoss, kGradients };
 
 // Accuracy of float32 matrix products: as of float32 arithmetic; of operands rounded to 16
-// significant bits; of operands and activations rounded to bfloat16 ("cuda" only).
+// significant bits; of operands and activations rounded to bfloat16. A device takes what is fastest
+// at that accuracy or a better one.
 enum class MatmulPrecision { kHighest, kHigh, kMedium };
 
 struct ModelOptions {

@@ -34,6 +34,13 @@
  * any strides and any real element type. Outputs are contiguous and of the model's element type
  * (tw_model_dtype), and the caller states their size in bytes, which has to be the exact one.
  *
+ * Device memory. For a model on "cuda", every array and every output may lie in host memory or in
+ * memory of its GPU (cudaMalloc, managed memory); the library asks CUDA where a pointer points to,
+ * and refuses memory of another GPU. Arrays there are read where they lie. A call comes after what
+ * was queued on the stream that the model was made with; without one, what the caller has queued on
+ * an array has to be complete. Every call is complete when it returns. For a model on the CPU, all
+ * memory has to be the host's.
+ *
  * Text is UTF-8 and independent of the locale.
  */
 #ifndef THALWEG_THALWEG_C_H_
@@ -190,7 +197,9 @@ typedef struct tw_model_options {
   const char* device; /* "auto" (default), "cpu" or "cuda" */
   int32_t threads;    /* 0: tw_default_threads() */
   int32_t reserved;   /* zero */
-  void* stream;       /* the CUDA stream (cudaStream_t) of a model on "cuda"; NULL on the CPU */
+  void* stream;       /* the CUDA stream (cudaStream_t) that a model on "cuda" trains on, made by
+                         cudaStreamCreate and alive as long as the model and its copies; NULL: one
+                         of its own. NULL on the CPU */
 } tw_model_options;
 
 /* A new model. `description` is JSON:

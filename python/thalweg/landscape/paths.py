@@ -655,7 +655,7 @@ def function_trajectories(
 
 
 def _prediction(model: Model, probe: Any, classes: bool) -> Array:
-    outputs = model.predict_proba(probe) if classes else model.predict(probe)
+    outputs: Array = model.predict_proba(probe) if classes else model.predict(probe)
     return outputs.astype(np.float64).ravel()
 
 

@@ -1,0 +1,296 @@
+// Device memory at the C interface: data, outputs and vectors there, and streams on which the work
+// that makes the data is still queued when a call comes.
+//
+// The emulator runs queued work as late as it may: a call that does not wait for a stream finds
+// what was in the memory before, which is NaN.
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/resources.h"
+#include "kernel_test.h"
+#include "thalweg/thalweg_c.h"
+#include "training/model.h"
+
+namespace thalweg {
+namespace {
+
+using cuda::test::expect_that;
+using cuda::test::Random;
+
+constexpr std::int64_t kRows = 37;
+constexpr std::int64_t kFeatures = 5;
+constexpr std::int64_t kClasses = 3;
+constexpr const char* kDescription = R"({"in_features": 5, "seed": 3, "dtype": "float32",
+    "layers": [{"type": "dense", "units": 7}, {"type": "batch_norm"}, {"type": "relu"},
+               {"type": "dense", "units": 3}],
+    "optimizer": {"type": "momentum", "lr": 0.1}, "averaging": {"type": "ema"}})";
+
+using Values = std::vector<float>;
+
+struct DataSet {
+  Values x = Random(1).normals<float>(kRows * kFeatures);
+  std::vector<std::int64_t> y;
+  Values weights;
+  DataSet() {
+    Random random(2);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      y.push_back(random.below(kClasses));
+      weights.push_back(static_cast<float>(0.5 + random.uniform()));
+    }
+  }
+};
+
+void expect_ok(tw_status status, const char* call) {
+  expect_that(status == TW_OK, call, " failed: ", tw_last_error_message());
+}
+
+void expect_error(tw_status status, tw_status wanted, const std::string& part, const char* call) {
+  const std::string message = status == TW_OK ? "" : tw_last_error_message();
+  expect_that(status == wanted && message.find(part) != std::string::npos, call, ": expected ",
+              tw_status_name(wanted), " with '", part, "', got ", tw_status_name(status), ": ",
+              message);
+}
+
+class Model {
+ public:
+  explicit Model(cudaStream_t stream = nullptr, const char* device = "cuda") {
+    tw_model_options options{};
+    options.struct_size = sizeof(options);
+    options.device = device;
+    options.stream = stream;
+    expect_ok(tw_model_create(kDescription, &options, &model_), "tw_model_create");
+  }
+  ~Model() { tw_model_destroy(model_); }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+  operator tw_model*() const { return model_; }
+
+ private:
+  tw_model* model_ = nullptr;
+};
+
+// New memory is filled by work on the default stream, which a model's streams do not wait for.
+void settle() { cuda::check(cudaDeviceSynchronize(), "test"); }
+
+// Where a call's arrays and outputs lie.
+struct Arrays {
+  tw_array x, y, weights;
+};
+
+Arrays arrays_at(const void* x, const void* y, const void* weights) {
+  return {tw_matrix(x, TW_FLOAT32, kRows, kFeatures), tw_vector(y, TW_INT64, kRows),
+          tw_vector(weights, TW_FLOAT32, kRows)};
+}
+
+// All that the calls of a model return, one after the other.
+class Results {
+ public:
+  // f(pointer) fills `count` floats, in device memory if `on_device`.
+  template <class F>
+  void add(std::int64_t count, bool on_device, F&& f) {
+    Values host(static_cast<std::size_t>(count));
+    const std::size_t bytes = host.size() * sizeof(float);
+    if (on_device) {
+      cuda::test::DeviceArray<float> device(count);
+      settle();
+      expect_ok(f(device.data(), bytes), "a call with an output on the device");
+      host = device.download();
+    } else {
+      expect_ok(f(host.data(), bytes), "a call with an output on the host");
+    }
+    all_.insert(all_.end(), host.begin(), host.end());
+  }
+  void add(double value) { all_.push_back(static_cast<float>(value)); }
+  const Values& all() const { return all_; }
+
+ private:
+  Values all_;
+};
+
+Values run(tw_model* model, const Arrays& data, bool on_device) {
+  Results results;
+  tw_fit_options fit{};
+  fit.struct_size = sizeof(fit);
+  fit.epochs = 2;
+  fit.batch_size = 10;
+  fit.validation_x = &data.x;
+  fit.validation_y = &data.y;
+  expect_ok(tw_model_fit(model, &data.x, &data.y, &data.weights, &fit, nullptr), "tw_model_fit");
+  tw_step_record step{};
+  step.struct_size = sizeof(step);
+  expect_ok(tw_model_step(model, &data.x, &data.y, nullptr, &step), "tw_model_step");
+  results.add(step.metrics.loss);
+  tw_metrics metrics{};
+  expect_ok(tw_model_evaluate(model, &data.x, &data.y, &data.weights, nullptr, &metrics),
+            "tw_model_evaluate");
+  results.add(metrics.loss);
+  results.add(kRows * kClasses, on_device, [&](void* out, std::size_t bytes) {
+    return tw_model_predict(model, &data.x, nullptr, out, bytes);
+  });
+  results.add(kRows * kClasses, on_device, [&](void* out, std::size_t bytes) {
+    return tw_model_predict_probabilities(model, &data.x, nullptr, out, bytes);
+  });
+  const std::int64_t parameters = tw_model_num_parameters(model);
+  const std::size_t gradient_bytes = static_cast<std::size_t>(parameters) * sizeof(float);
+  results.add(parameters + kRows * kFeatures, on_device, [&](void* out, std::size_t bytes) {
+    return tw_model_loss_and_gradient(model, &data.x, &data.y, &data.weights, nullptr, &metrics,
+                                      out, gradient_bytes, static_cast<char*>(out) + gradient_bytes,
+                                      bytes - gradient_bytes);
+  });
+  results.add(metrics.loss);
+  using Getter = tw_status (*)(const tw_model*, void*, std::size_t);
+  for (const Getter get : {tw_model_get_parameters, tw_model_get_theta, tw_model_get_average})
+    results.add(parameters, on_device,
+                [&](void* out, std::size_t bytes) { return get(model, out, bytes); });
+  results.add(parameters, on_device, [&](void* out, std::size_t bytes) {
+    return tw_model_get_slot(model, 0, out, bytes);
+  });
+  results.add(14, on_device,
+              [&](void* out, std::size_t bytes) { return tw_model_get_state(model, out, bytes); });
+  return results.all();
+}
+
+Values expected() {
+  const DataSet data;
+  const Model model;
+  return run(model, arrays_at(data.x.data(), data.y.data(), data.weights.data()), false);
+}
+
+void test_memory_of_the_device() {
+  cuda::test::context = "device memory";
+  const DataSet data;
+  cuda::test::DeviceArray<float> x(data.x), weights(data.weights);
+  cuda::test::DeviceArray<std::int64_t> y(data.y);
+  const Model model;
+  expect_that(run(model, arrays_at(x.data(), y.data(), weights.data()), true) == expected(),
+              "expected the results of host memory");
+
+  // Values go in as they came out.
+  const std::int64_t parameters = tw_model_num_parameters(model);
+  const auto bytes = static_cast<std::size_t>(parameters) * sizeof(float);
+  cuda::test::DeviceArray<float> values(parameters), state(14);
+  settle();
+  expect_ok(tw_model_get_parameters(model, values.data(), bytes), "tw_model_get_parameters");
+  expect_ok(tw_model_get_state(model, state.data(), 14 * sizeof(float)), "tw_model_get_state");
+  const Model other;
+  expect_ok(tw_model_set_parameters(other, values.data(), bytes), "tw_model_set_parameters");
+  expect_ok(tw_model_set_state(other, state.data(), 14 * sizeof(float)), "tw_model_set_state");
+  const tw_array input = tw_matrix(x.data(), TW_FLOAT32, kRows, kFeatures);
+  Values outputs[2];
+  int i = 0;
+  for (tw_model* m : {static_cast<tw_model*>(model), static_cast<tw_model*>(other)}) {
+    outputs[i].resize(kRows * kClasses);
+    expect_ok(
+        tw_model_predict(m, &input, nullptr, outputs[i].data(), outputs[i].size() * sizeof(float)),
+        "tw_model_predict");
+    ++i;
+  }
+  expect_that(outputs[0] == outputs[1], "expected equal models to predict the same");
+}
+
+// Copies that are queued on a stream, from page-locked memory, and run as late as may be.
+class Arriving {
+ public:
+  Arriving() : x_(kRows * kFeatures), weights_(kRows), y_(kRows) { settle(); }
+  void queue(cudaStream_t stream) {
+    copy(x_, data_.x, pinned_x_, stream);
+    copy(y_, data_.y, pinned_y_, stream);
+    copy(weights_, data_.weights, pinned_weights_, stream);
+  }
+  Arrays arrays() { return arrays_at(x_.data(), y_.data(), weights_.data()); }
+
+ private:
+  template <class T>
+  static void copy(cuda::test::DeviceArray<T>& to, const std::vector<T>& from,
+                   cuda::PinnedArray<T>& pinned, cudaStream_t stream) {
+    std::copy(from.begin(), from.end(), pinned.data());
+    cuda::check(cudaMemcpyAsync(to.data(), pinned.data(), from.size() * sizeof(T),
+                                cudaMemcpyHostToDevice, stream),
+                "test");
+  }
+  DataSet data_;
+  cuda::PinnedArray<float> pinned_x_{kRows * kFeatures, "test"}, pinned_weights_{kRows, "test"};
+  cuda::PinnedArray<std::int64_t> pinned_y_{kRows, "test"};
+  cuda::test::DeviceArray<float> x_, weights_;
+  cuda::test::DeviceArray<std::int64_t> y_;
+};
+
+void test_stream_of_the_caller() {
+  cuda::test::context = "caller's stream";
+  const cuda::Stream stream("test");
+  {
+    const Model model(stream);
+    Arriving arriving;
+    arriving.queue(stream);
+    expect_that(run(model, arriving.arrays(), true) == expected(),
+                "expected calls to come after what was queued on the stream");
+    tw_model* copy = nullptr;
+    expect_ok(tw_model_copy(model, &copy), "tw_model_copy");
+    Arriving later;
+    later.queue(stream);
+    const Arrays arrays = later.arrays();
+    tw_metrics metrics{};
+    expect_ok(tw_model_evaluate(copy, &arrays.x, &arrays.y, nullptr, nullptr, &metrics),
+              "tw_model_evaluate of a copy");
+    tw_model_destroy(copy);
+  }
+  stream.synchronize("test");  // it outlives the model
+}
+
+// What __cuda_array_interface__ asks for, and DLPack does with the exchange's stream itself.
+void test_streams_that_are_waited_for() {
+  cuda::test::context = "waiting";
+  const DataSet data;
+  const cuda::Stream producer("test");
+  const std::unique_ptr<thalweg::Model> model =
+      thalweg::Model::create(parse_description(kDescription), "cuda", 1);
+  Values wanted(kRows * kClasses);
+  model->predict(ArrayView::matrix(data.x.data(), kRows, kFeatures), 64, wanted.data());
+  const cudaStream_t streams[] = {producer, cudaStreamLegacy, cudaStreamPerThread,
+                                  reinterpret_cast<cudaStream_t>(model->exchange()->stream())};
+  for (const cudaStream_t stream : streams) {
+    Arriving arriving;
+    arriving.queue(stream);
+    if (stream != streams[3]) model->exchange()->wait_for(reinterpret_cast<std::uintptr_t>(stream));
+    ArrayView x =
+        ArrayView::matrix(static_cast<const float*>(arriving.arrays().x.data), kRows, kFeatures);
+    x.memory = Memory::kCuda;
+    Values found(wanted.size());
+    model->predict(x, 64, found.data());
+    expect_that(found == wanted, "expected a call to wait for its data");
+  }
+}
+
+void test_what_cannot_work() {
+  cuda::test::context = "errors";
+  tw_model_options options{};
+  options.struct_size = sizeof(options);
+  options.device = "cuda";
+  tw_model* model = nullptr;
+  for (const cudaStream_t stream : {cudaStreamLegacy, cudaStreamPerThread}) {
+    options.stream = stream;
+    expect_error(tw_model_create(kDescription, &options, &model), TW_ERROR_VALUE,
+                 "cannot be captured", "tw_model_create");
+  }
+  const cuda::Stream stream("test");
+  options.stream = stream;
+  options.device = "cpu";
+  expect_error(tw_model_create(kDescription, &options, &model), TW_ERROR_DEVICE, "no stream",
+               "tw_model_create");
+  expect_that(model == nullptr, "expected no model");
+}
+
+void tests() {
+  test_memory_of_the_device();
+  test_stream_of_the_caller();
+  test_streams_that_are_waited_for();
+  test_what_cannot_work();
+}
+
+}  // namespace
+}  // namespace thalweg
+
+int main() { return thalweg::cuda::test::run(thalweg::tests); }
