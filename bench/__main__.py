@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bench import cold, kernels, machine, mnist, peers, steps, table
-from bench.cases import CASES
+from bench.cases import CASES, WORKS
 from bench.results import Results
 
 
@@ -71,8 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         "--peers",
         type=_peers,
         default=[name for name in peers.PEERS if name not in peers.ON_REQUEST],
-        help=f"out of {', '.join(peers.PEERS)}, or all; default: all but torch-compile",
+        help=f"out of {', '.join(peers.PEERS)}, or all; default: all but "
+        f"{', '.join(peers.ON_REQUEST)}",
     )
+    cpu.add_argument(
+        "--precision",
+        choices=("highest", "high", "medium"),
+        default="highest",
+        help="of float32 products; medium: bfloat16, and PyTorch with autocast",
+    )
+    cpu.add_argument("--work", choices=WORKS, default="training")
     cpu.add_argument("--seconds", type=float, default=4.0, help="timed work per peer and case")
     cpu.add_argument("--turn", type=float, default=0.2, help="seconds of one turn of a peer")
     cpu.add_argument(
@@ -122,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--results", type=Path, default=machine.ROOT / "bench" / "results")
     page.add_argument("--output", type=Path, default=machine.ROOT / "docs" / "benchmarks.md")
     page.add_argument("--readme", type=Path, help="also fill this page's marked table")
+    page.add_argument("--plot", type=Path, help="also draw training steps (.svg or .png)")
     return parser
 
 
@@ -142,7 +151,15 @@ def _cpu(arguments: argparse.Namespace) -> int:
         case = CASES[name]
         for batch in arguments.batches or case.batches:
             for count in threads:
-                row = steps.measure(case, batch, count, arguments.peers, options)
+                row = steps.measure(
+                    case,
+                    batch,
+                    count,
+                    arguments.peers,
+                    options,
+                    precision=arguments.precision,
+                    work=arguments.work,
+                )
                 results.add(row)
                 print(steps.describe(row), end="\n\n", flush=True)
                 failed = failed or bool(row["failed"])
@@ -188,7 +205,12 @@ def _table(arguments: argparse.Namespace) -> int:
     if not paths:
         print(f"[table] expected rows in {arguments.results}, got no JSON file", file=sys.stderr)
         return 2
-    for path in table.write(paths, arguments.output, arguments.readme):
+    try:
+        written = table.write(paths, arguments.output, arguments.readme, arguments.plot)
+    except ImportError as error:
+        print(f"[table] --plot needs matplotlib ({error})", file=sys.stderr)
+        return 2
+    for path in written:
         print(f"wrote {path}")
     return 0
 

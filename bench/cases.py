@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+WORKS = ("training", "inference")
+
 # The same numbers in every peer. Batch-norm momentum is the weight of the new batch.
 BETA1, BETA2, ADAM_EPS, MOMENTUM = 0.9, 0.999, 1e-8, 0.9
 BN_EPS, BN_MOMENTUM = 1e-5, 0.1
+# Of the loss over five steps, with operands of 8 significant bits.
+BF16_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,14 @@ class Case:
         return sum(i * o + v * o for (i, o), v in zip(pairs, vectors, strict=True))
 
     @property
+    def forward_flops_per_sample(self) -> int:
+        """Of the matrix products of a forward pass."""
+        return 2 * sum(i * o for i, o in itertools.pairwise(self.widths))
+
+    @property
     def flops_per_sample(self) -> int:
         """Of the matrix products of one training step: forward, weight and input gradients."""
-        products = [i * o for i, o in itertools.pairwise(self.widths)]
-        return 2 * (3 * sum(products) - products[0])
+        return 3 * self.forward_flops_per_sample - 2 * self.widths[0] * self.widths[1]
 
     def rows(self, batch: int) -> int:
         """Rows of the data: whole minibatches, so that no peer meets a tail."""
@@ -79,7 +88,7 @@ class Problem:
     """A case with its minibatch size, data and initial weights (float32, weights [out, in]).
 
     `precision` is what float32 products may be computed from: "highest", "high" or "medium", as
-    PyTorch means it.
+    PyTorch means it. `work` is "training", or "inference": class probabilities of minibatches.
     """
 
     case: Case
@@ -91,23 +100,41 @@ class Problem:
     lr: float
     device: str = "cpu"
     precision: str = "highest"
+    work: str = "training"
+
+    @property
+    def tolerance(self) -> float:
+        """Relative deviation of a loss that rounding may cause."""
+        return self.case.tolerance if self.precision == "highest" else BF16_TOLERANCE
+
+    @property
+    def flops_per_sample(self) -> int:
+        case = self.case
+        training = self.work == "training"
+        return case.flops_per_sample if training else case.forward_flops_per_sample
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.x) // self.batch
+
+    def cuts(self, count: int) -> Iterator[slice]:
+        """The rows of so many minibatches in the order of the rows, again and again."""
+        for k in range(count):
+            first = k % self.steps_per_epoch * self.batch
+            yield slice(first, first + self.batch)
 
     def save(self, folder: Path) -> None:
         weights: dict[str, Any] = {f"weight{i}": w for i, w in enumerate(self.weights)}
         np.savez(folder / "problem.npz", x=self.x, y=self.y, **weights)
 
     @classmethod
-    def load(cls, folder: Path, case: Case, batch: int, threads: int) -> Problem:
+    def load(cls, folder: Path, case: Case, batch: int, threads: int, **options: str) -> Problem:
         with np.load(folder / "problem.npz") as file:
             weights = [file[f"weight{i}"] for i in range(len(case.widths) - 1)]
-            return cls(case, batch, threads, file["x"], file["y"], weights, case.lr)
+            return cls(case, batch, threads, file["x"], file["y"], weights, case.lr, **options)
 
 
-def make_problem(case: Case, batch: int, threads: int) -> Problem:
+def make_problem(case: Case, batch: int, threads: int, **options: str) -> Problem:
     """Gaussian x, labels of a random linear teacher, He-normal weights; biases start at zero."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((case.rows(batch), case.widths[0]), dtype=np.float32)
@@ -117,4 +144,4 @@ def make_problem(case: Case, batch: int, threads: int) -> Problem:
         rng.standard_normal((o, i), dtype=np.float32) * np.float32((2 / i) ** 0.5)
         for i, o in itertools.pairwise(case.widths)
     ]
-    return Problem(case, batch, threads, x, y, weights, case.lr)
+    return Problem(case, batch, threads, x, y, weights, case.lr, **options)

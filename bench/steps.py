@@ -1,4 +1,4 @@
-"""Times training steps of all peers in turns (`python -m bench cpu`)."""
+"""Times training steps, or inference, of all peers in turns (`python -m bench cpu`)."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ class Worker:
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(problem.threads))}
         python = options.python.get(peers.family(name), sys.executable)
         arguments = [problem.case.name, str(problem.batch), str(problem.threads), str(folder)]
+        arguments += [problem.precision, problem.work]
 
         def pin() -> None:
             if hasattr(os, "sched_setaffinity"):
@@ -164,7 +165,7 @@ class Worker:
 
 
 def reference_losses(problem: Problem) -> list[float]:
-    """Losses of the first steps, computed in float64."""
+    """Losses of the first minibatches, computed in float64."""
     return NumpyPeer(problem, dtype=np.float64).losses(problem.case.check_steps)
 
 
@@ -220,25 +221,33 @@ def _run_rounds(
 
 
 def measure(
-    case: Case, batch: int, threads: int, names: Sequence[str], options: Options
+    case: Case,
+    batch: int,
+    threads: int,
+    names: Sequence[str],
+    options: Options,
+    *,
+    precision: str = "highest",
+    work: str = "training",
 ) -> dict[str, Any]:
     """The row of one case: all peers, checked, then timed in turns."""
-    problem = make_problem(case, batch, threads)
+    problem = make_problem(case, batch, threads, precision=precision, work=work)
     reference = reference_losses(problem)
     row: dict[str, Any] = {
-        "kind": "step",
+        "kind": "step" if work == "training" else work,
         "case": case.name,
         "title": case.title,
         "batch": batch,
         "threads": threads,
+        "precision": precision,
         "parameters": case.parameters,
-        "flops_per_sample": case.flops_per_sample,
+        "flops_per_sample": problem.flops_per_sample,
         "rows": len(problem.x),
         **machine.stamp(),
         "versions": {},
         "loss_check": {
             "steps": case.check_steps,
-            "tolerance": case.tolerance,
+            "tolerance": problem.tolerance,
             "reference": [float(f"{loss:.6g}") for loss in reference],
         },
         "peers": {},
@@ -255,7 +264,7 @@ def measure(
                 try:
                     worker = Worker(name, problem, Path(folder), options)
                     deviations[name] = loss_deviation(worker.losses(case.check_steps), reference)
-                    if deviations[name] > case.tolerance:
+                    if deviations[name] > problem.tolerance:
                         raise FailedError(
                             f"loss deviates by {deviations[name]:.2g} from the float64 reference"
                         )
@@ -309,7 +318,8 @@ def describe(row: Mapping[str, Any]) -> str:
     """The row as a small table for the terminal."""
     hop = row.get("hop_ns")
     lines = [
-        f"{row['case']}: {row['title']}; batch {row['batch']}, {row['threads']} thread(s)"
+        f"{row['case']}: {row['title']}; batch {row['batch']}, {row['threads']} thread(s), "
+        f"{row['kind']}, {row['precision']} precision"
         + (f", hop {hop['median']:.0f} ns ({row['placement']})" if hop else "")
     ]
     if row["peers"]:

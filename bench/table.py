@@ -20,6 +20,8 @@ _INTRODUCTION = """# Benchmarks
 
 Written by `python -m bench table` from the rows in `bench/results/`; do not edit. What is timed and
 how, what counts as the same work and what is not measured: [bench/README.md](../bench/README.md).
+
+![Times of other libraries over thalweg's, per training step](benchmarks.svg)
 """
 
 
@@ -195,16 +197,35 @@ def _kernel_table(row: Row) -> str:
     return _grid([", ".join(key for key, _ in next(iter(kernels.shapes(row)))), *libraries], lines)
 
 
-def _torch_ratio(case: str, batch: int) -> Callable[[Row], float | None]:
+def _precision(row: Row) -> str:
+    return str(row.get("precision", "highest"))
+
+
+def _times_thalweg(
+    library: str, case: str, batch: int, precision: str
+) -> Callable[[Row], float | None]:
+    """Time of a library's best mode over thalweg's, both on two threads."""
+
     def value(row: Row) -> float | None:
         if (row["kind"], row.get("case"), row.get("batch")) != ("step", case, batch):
             return None
-        name = _best_modes(row).get("torch")
-        if row["threads"] != 2 or name is None or "ratio" not in row["peers"][name]:
+        name = _best_modes(row).get(library)
+        if row["threads"] != 2 or _precision(row) != precision or name is None:
             return None
-        return float(row["peers"][name]["ratio"]["median"])
+        ratio = row["peers"][name].get("ratio")
+        return ratio and float(ratio["median"])
 
     return value
+
+
+def _population(row: Row) -> float | None:
+    """How many times as fast as PyTorch's best mode the networks of a population are trained."""
+    if (row["kind"], row.get("case"), row.get("batch"), row.get("threads")) != ("step", "c", 32, 2):
+        return None
+    name = _best_modes(row).get("torch")
+    if name is None or "thalweg-population" not in row["peers"]:
+        return None
+    return _median(row, name) / _median(row, "thalweg-population")
 
 
 def _import_ms(row: Row) -> float | None:
@@ -226,20 +247,39 @@ def _memory(row: Row) -> float | None:
     return max((run["peak_memory_mib"] for run in _mnist_runs(row)), default=None)
 
 
+# (case, batch, precision): least times of JAX's and PyTorch's best modes over thalweg's.
+_GOALS = {
+    ("a", 128, "highest"): {"jax": 1.30, "torch": 1.65},
+    ("a", 1024, "highest"): {"jax": 1.13, "torch": 1.30},
+    ("b", 128, "highest"): {"jax": 1.40, "torch": 1.70},
+    ("b", 1024, "highest"): {"jax": 1.30, "torch": 1.40},
+    ("c", 32, "highest"): {"jax": 3.5, "torch": 35.0},
+    ("c", 256, "highest"): {"jax": 3.0, "torch": 7.0},
+    ("d", 512, "highest"): {"jax": 1.15, "torch": 1.20},
+    ("e", 128, "highest"): {"jax": 2.8, "torch": 3.0},
+    ("a", 128, "medium"): {"torch": 2.0},
+    ("a", 1024, "medium"): {"torch": 1.2},
+    ("d", 512, "medium"): {"torch": 1.15},
+}
 # What is asked, how to read it from a row, unit, limit, and whether the limit is the least.
 _REQUIREMENTS: tuple[tuple[str, Callable[[Row], float | None], str, float, bool], ...] = (
-    (
-        "a, batch 128, 2 threads: PyTorch's best time / thalweg's",
-        _torch_ratio("a", 128),
-        "x",
-        1.0,
-        True,
+    *(
+        (
+            f"{case}, batch {batch}, {precision} precision, 2 threads: "
+            f"{_LIBRARIES[library]}'s best time / thalweg's",
+            _times_thalweg(library, case, batch, precision),
+            "x",
+            least,
+            True,
+        )
+        for (case, batch, precision), goals in _GOALS.items()
+        for library, least in goals.items()
     ),
     (
-        "c, batch 32, 2 threads: PyTorch's best time / thalweg's",
-        _torch_ratio("c", 32),
+        "c, batch 32, 2 threads: 32 networks, PyTorch / `Population`",
+        _population,
         "x",
-        5.0,
+        25,
         True,
     ),
     ("`import thalweg`", _import_ms, " ms", 150.0, False),
@@ -277,7 +317,42 @@ def _setting(row: Row) -> str:
 def _newest(rows: Iterable[Row]) -> list[Row]:
     """The last row of every measurement; near and far processors are different measurements."""
     columns = ("kind", "case", "batch", "threads", "placement", "epochs")
-    return list({tuple(row.get(column) for column in columns): row for row in rows}.values())
+    return list(
+        {(_precision(row), *(row.get(column) for column in columns)): row for row in rows}.values()
+    )
+
+
+def _step_sections(rows: Sequence[Row]) -> list[str]:
+    """Training steps, by precision, and inference."""
+    parts = []
+    for kind, precision, title, options in (
+        ("step", "highest", "Training steps", ""),
+        ("step", "high", 'Training steps, `matmul_precision="high"`', " --precision high"),
+        ("step", "medium", 'Training steps, `matmul_precision="medium"`', " --precision medium"),
+        ("inference", "highest", "Inference", " --work inference"),
+        (
+            "inference",
+            "medium",
+            'Inference, `matmul_precision="medium"`',
+            " --work inference --precision medium",
+        ),
+    ):
+        found = [row for row in rows if (row["kind"], _precision(row)) == (kind, precision)]
+        found = [row for row in found if row["peers"]]
+        found.sort(key=lambda row: (row["case"], row["batch"], -row["threads"]))
+        if not found:
+            continue
+        versions = {k: v for row in found for k, v in row["versions"].items()}
+        listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        parts += [
+            f"### {title}\n\nSamples per second, each library in its fastest mode; in "
+            "brackets how many times as long as thalweg it takes (median over the rounds of "
+            f"one run). {listed}. Reproduce: `python -m bench cpu{options}`.",
+            step_table(found),
+            "Every mode, with quartiles:",
+            _mode_table(found),
+        ]
+    return parts
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -291,19 +366,7 @@ def page(rows: Sequence[Row]) -> str:
         commits = sorted({row["commit"] or "unknown" for row in newest})
         parts.append(f"## {setting}\n\nCommit {', '.join(commits)}.")
         parts.append(_requirement_table(newest))
-        found = [row for row in newest if row["kind"] == "step" and row["peers"]]
-        found.sort(key=lambda row: (row["case"], row["batch"], -row["threads"]))
-        if found:
-            versions = {k: v for row in found for k, v in row["versions"].items()}
-            listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-            parts += [
-                "### Training steps\n\nSamples per second, each library in its fastest mode; in "
-                "brackets how many times as long as thalweg it takes (median over the rounds of "
-                f"one run). {listed}. Reproduce: `python -m bench cpu`.",
-                step_table(found),
-                "Every mode, with quartiles:",
-                _mode_table(found),
-            ]
+        parts += _step_sections(newest)
         for kind, title, command, build in (
             ("kernels", "Single kernels", "kernels", _kernel_table),
             ("start", "Cold start and size", "start", _start_table),
@@ -322,21 +385,45 @@ def page(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in parts if part).replace("\n\n\n", "\n\n") + "\n"
 
 
-def write(paths: Iterable[Path], output: Path, readme: Path | None = None) -> list[Path]:
-    """Write the page, and on request the table between the two marks of a README; what it wrote.
+def _draw(rows: Sequence[Row], path: Path) -> None:
+    from bench import plot
 
-    Noisy rows stay out of the README.
+    chosen = [row for row in rows if row["kind"] == "step" and _precision(row) == "highest"]
+    # Of the machine measured last.
+    chosen = [row for row in _newest(chosen) if _setting(row) == _setting(chosen[-1])]
+    chosen = [row for row in chosen if "thalweg" in row["peers"]]
+    chosen.sort(key=lambda row: (row["threads"], row["case"], row["batch"]))
+    ratios = [
+        {
+            library: float(row["peers"][name]["ratio"]["median"])
+            for library, name in _best_modes(row).items()
+            if library != "thalweg"
+        }
+        for row in chosen
+    ]
+    plot.save(chosen, ratios, _LIBRARIES, path)
+
+
+def write(
+    paths: Iterable[Path], output: Path, readme: Path | None = None, picture: Path | None = None
+) -> list[Path]:
+    """Write the page, and on request the table between the two marks of a README and the picture.
+
+    Returns what it wrote. Noisy rows stay out of the README.
     """
     rows = read_all(paths)
     output.write_text(page(rows))
     written = [output]
+    if picture is not None:
+        _draw(rows, picture)
+        written.append(picture)
     if readme is None:
         return written
     text = readme.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"[table] expected the marks {BEGIN} and {END} in {readme}")
     quiet = [row for row in rows if row["kind"] == "step" and row["peers"] and not row["noisy"]]
-    steps = _newest(quiet)
+    steps = _newest(row for row in quiet if _precision(row) == "highest")
     if steps:
         threads = max(row["threads"] for row in steps)
         chosen = [row for row in steps if row["threads"] == threads]

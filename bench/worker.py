@@ -1,4 +1,5 @@
-"""The process in which one peer runs: `python -m bench.worker PEER CASE BATCH THREADS FOLDER`.
+"""The process in which one peer runs: `python -m bench.worker PEER CASE BATCH THREADS
+FOLDER PRECISION WORK`.
 
 Every peer has its own process, so that no library's threads, allocator or settings touch another's,
 and libraries may live in different environments. Requests and answers are JSON lines; whatever a
@@ -64,11 +65,13 @@ def serve(peer: peers.Peer, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    name, case, batch, threads, folder = sys.argv[1:]
+    name, case, batch, threads, folder, precision, work = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     try:
-        problem = Problem.load(Path(folder), CASES[case], int(batch), int(threads))
+        problem = Problem.load(
+            Path(folder), CASES[case], int(batch), int(threads), precision=precision, work=work
+        )
         peer = peers.create(name, problem)
         ready = {"granularity": peer.granularity, "versions": versions(name)}
     except ImportError as error:

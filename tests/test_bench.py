@@ -47,6 +47,45 @@ def test_a_run_times_checked_peers(row: dict[str, Any]) -> None:
     assert "thalweg-step" in steps.describe(row)
 
 
+def test_inference_is_timed_on_checked_losses() -> None:
+    row = steps.measure(
+        CASES["b"], 32, 1, ["thalweg", "thalweg-step", "numpy"], TWO_ROUNDS, work="inference"
+    )
+    assert row["kind"] == "inference" and list(row["peers"]) == ["thalweg", "numpy"]
+    assert row["flops_per_sample"] == 2 * (784 * 512 + 512 * 512 + 512 * 10)
+    assert max(entry["loss_deviation"] for entry in row["peers"].values()) <= 1e-6
+    assert "way to train" in row["skipped"]["thalweg-step"]
+
+
+def test_a_lower_precision_competes_with_its_like() -> None:
+    row = steps.measure(CASES["c"], 32, 1, ["thalweg", "numpy"], TWO_ROUNDS, precision="medium")
+    assert list(row["peers"]) == ["thalweg"] and "float32" in row["skipped"]["numpy"]
+    assert 1e-6 < row["peers"]["thalweg"]["loss_deviation"] <= 3e-2
+    assert "`python -m bench cpu --precision medium`" in table.page([row])
+
+
+def test_a_population_makes_the_steps_of_all_its_networks() -> None:
+    problem = make_problem(CASES["c"], 32, 1)
+    peer = ThalwegPeer(problem, "population")
+    assert peer.granularity == 32
+    losses = peer.losses(2)
+    assert steps.loss_deviation(losses, NumpyPeer(problem, dtype=np.float64).losses(2)) <= 1e-6
+    before = [model.steps_done for model in peer._models]
+    peer.run(64)
+    assert [model.steps_done for model in peer._models] == [done + 2 for done in before]
+
+
+def test_the_picture_of_the_rows(row: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path, picture = tmp_path / "run.json", tmp_path / "steps.svg"
+    Results(path).add(row)
+    table.write([path], tmp_path / "page.md", picture=picture)
+    first = picture.read_bytes()
+    assert b"<svg" in first
+    table.write([path], tmp_path / "page.md", picture=picture)
+    assert picture.read_bytes() == first
+
+
 @pytest.mark.parametrize("name", ["a", "c", "e"])
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_the_loss_check_catches_a_wrong_learning_rate(name: str, factor: float) -> None:

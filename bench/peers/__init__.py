@@ -1,9 +1,10 @@
 """The libraries that are timed: one module each, imported only in the process that times it.
 
-A peer trains one problem. `losses(steps)` restarts from the initial weights, takes the minibatches
-in the order of the rows and returns the loss of each before its update. `run(steps)` trains at the
-library's best on shuffled minibatches, gathered by index from arrays in memory, and returns when
-the work is done.
+A peer does the work of one problem. `losses(steps)` restarts from the initial weights, takes the
+minibatches in the order of the rows and returns the loss of each before its update. `run(steps)`
+trains at the library's best on shuffled minibatches, gathered by index from arrays in memory, and
+returns when the work is done. Where the work is inference, `losses` makes no updates, and `run`
+computes class probabilities, with running statistics, of minibatches in the order of the rows.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Peer(Protocol):
 PEERS = {
     "thalweg": ("thalweg_peer", "ThalwegPeer", "fit"),
     "thalweg-step": ("thalweg_peer", "ThalwegPeer", "step"),
+    "thalweg-population": ("thalweg_peer", "ThalwegPeer", "population"),
     "torch": ("torch_peer", "TorchPeer", "default"),
     "torch-foreach": ("torch_peer", "TorchPeer", "foreach"),
     "torch-fused": ("torch_peer", "TorchPeer", "fused"),
+    "torch-autocast": ("torch_peer", "TorchPeer", "autocast"),
     "torch-compile": ("torch_peer", "TorchPeer", "compile"),
     "torch-autotune": ("torch_peer", "TorchPeer", "autotune"),
     "torch-graph": ("torch_peer", "TorchPeer", "graph"),
@@ -44,9 +47,12 @@ PEERS = {
     "sklearn": ("sklearn_peer", "SklearnPeer", ""),
     "numpy": ("numpy_peer", "NumpyPeer", ""),
 }
-# Those that compile for about a minute per case, or are for GPUs: they run only when named (or with
-# "all").
-ON_REQUEST = ("torch-compile", "torch-autotune", "torch-graph")
+# Those that compile for about a minute per case, are for GPUs, or do something else than the rest:
+# they run only when named (or with "all").
+ON_REQUEST = ("torch-compile", "torch-autotune", "torch-graph", "thalweg-population")
+
+# Modes that differ from another only in how they train.
+_TRAINING_ONLY = ("step", "population", "foreach", "fused", "graph", "scan")
 
 
 class UnsupportedError(Exception):
@@ -56,6 +62,8 @@ class UnsupportedError(Exception):
 def create(name: str, problem: Problem) -> Peer:
     """The peer of that name; ImportError when its library is not installed."""
     module, cls, mode = PEERS[name]
+    if problem.work == "inference" and mode in _TRAINING_ONLY:
+        raise UnsupportedError("a way to train")
     peer: Peer = getattr(importlib.import_module(f"bench.peers.{module}"), cls)(problem, mode)
     return peer
 

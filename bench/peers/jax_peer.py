@@ -16,21 +16,28 @@ from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, C
 _SCAN_FLOPS = 5e9
 
 
-def _forward(case: Case, layers: list[dict[str, Any]], x: Any) -> tuple[Any, list[Any]]:
-    """Logits, and mean and unbiased variance of every batch norm."""
+def _forward(
+    case: Case, layers: list[dict[str, Any]], x: Any, running: list[Any] | None = None
+) -> tuple[Any, list[Any]]:
+    """Logits, and mean and unbiased variance of every batch norm; inference with `running` ones."""
     statistics = []
-    for layer in layers[:-1]:
+    for number, layer in enumerate(layers[:-1]):
         z = x @ layer["weight"]
         if case.batch_norm:
-            mean, variance = z.mean(axis=0), z.var(axis=0)
-            statistics.append((mean, variance * (len(z) / (len(z) - 1))))
+            if running is None:
+                mean, variance = z.mean(axis=0), z.var(axis=0)
+                statistics.append((mean, variance * (len(z) / (len(z) - 1))))
+            else:
+                mean, variance = running[number]
             z = (z - mean) * jax.lax.rsqrt(variance + BN_EPS) * layer["gamma"]
         x = jax.nn.relu(z + layer["bias"])
     return x @ layers[-1]["weight"] + layers[-1]["bias"], statistics
 
 
-def _loss(layers: list[dict[str, Any]], case: Case, x: Any, y: Any) -> tuple[Any, list[Any]]:
-    logits, statistics = _forward(case, layers, x)
+def _loss(
+    layers: list[dict[str, Any]], case: Case, x: Any, y: Any, running: list[Any] | None = None
+) -> tuple[Any, list[Any]]:
+    logits, statistics = _forward(case, layers, x, running)
     picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
     return (jax.nn.logsumexp(logits, axis=1) - picked).mean(), statistics
 
@@ -102,6 +109,12 @@ class JaxPeer:
             return step(state, x, y, jax.lax.dynamic_slice(order, (start,), (problem.batch,)))
 
         self._take: Any = jax.jit(take, donate_argnums=0)
+
+        def probabilities(state: Any, x: Any, start: Any) -> Any:
+            rows = jax.lax.dynamic_slice_in_dim(x, start, problem.batch)
+            return jax.nn.softmax(_forward(case, state["layers"], rows, state["running"])[0])
+
+        self._probabilities: Any = jax.jit(probabilities)
         self._reset()
 
     def _reset(self) -> None:
@@ -126,13 +139,23 @@ class JaxPeer:
     def losses(self, steps: int) -> list[float]:
         self._reset()
         seen = []
-        for k in range(steps):
-            index = jnp.arange(k * self._problem.batch, (k + 1) * self._problem.batch)
+        for cut in self._problem.cuts(steps):
+            if self._problem.work == "inference":
+                running = self._state["running"]
+                layers, x, y = self._state["layers"], self._x[cut], self._y[cut]
+                seen.append(float(_loss(layers, self._problem.case, x, y, running)[0]))
+                continue
+            index = jnp.arange(cut.start, cut.stop)
             self._state, loss = self._step(self._state, self._x, self._y, index)
             seen.append(float(loss))
         return seen
 
     def run(self, steps: int) -> None:
+        if self._problem.work == "inference":
+            for cut in self._problem.cuts(steps):
+                found = self._probabilities(self._state, self._x, np.int32(cut.start))
+            jax.block_until_ready(found)
+            return
         function = self._scan or self._take
         rows = self.granularity * self._problem.batch
         for _ in range(steps // self.granularity):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bench.blas import BlasThreads
 from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, Problem
+from bench.peers import UnsupportedError
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +35,8 @@ class NumpyPeer(BlasThreads):
 
     def __init__(self, problem: Problem, mode: str = "", dtype: npt.DTypeLike = np.float32) -> None:
         del mode
+        if problem.precision != "highest" and dtype == np.float32:
+            raise UnsupportedError("NumPy computes in float32")
         self._problem, self._case = problem, problem.case
         self._x, self._y = problem.x.astype(dtype, copy=False), problem.y
         self._rng = np.random.default_rng(1)
@@ -78,16 +81,25 @@ class NumpyPeer(BlasThreads):
 
     def losses(self, steps: int) -> list[float]:
         self._reset()
-        size = self._problem.batch
-        return [self._step(np.arange(k * size, (k + 1) * size)) for k in range(steps)]
+        one = self._step if self._problem.work == "training" else self._infer
+        return [one(np.arange(cut.start, cut.stop)) for cut in self._problem.cuts(steps)]
 
     def run(self, steps: int) -> None:
         size = self._problem.batch
+        if self._problem.work == "inference":
+            for cut in self._problem.cuts(steps):
+                self._inputs[0] = self._x[cut]
+                self._forward()
+            return
         for _ in range(steps):
             if self._position + size > len(self._order):
                 self._order, self._position = self._rng.permutation(len(self._x)), 0
             self._step(self._order[self._position : self._position + size])
             self._position += size
+
+    def _infer(self, index: Array) -> float:
+        self._inputs[0], self._labels = self._x[index], self._y[index]
+        return self._forward()
 
     def _step(self, index: Array) -> float:
         # mode="clip" lets take write to `out` without a buffer; the indices are in range.
@@ -106,14 +118,17 @@ class NumpyPeer(BlasThreads):
             np.matmul(self._inputs[layer], weight.T, out=z)
             if self._normalizes(layer):
                 gamma, beta = vectors
-                mean = z.mean(axis=0)
-                normalized = np.subtract(z, mean, out=self._normalized[layer])
-                variance = np.einsum("ij,ij->j", normalized, normalized) / len(z)
                 running_mean, running_variance = self._running[layer]
-                running_mean += BN_MOMENTUM * (mean - running_mean)
-                running_variance += BN_MOMENTUM * (
-                    variance * (len(z) / (len(z) - 1)) - running_variance
-                )
+                training = self._problem.work == "training"
+                mean = z.mean(axis=0) if training else running_mean
+                normalized = np.subtract(z, mean, out=self._normalized[layer])
+                variance = running_variance
+                if training:
+                    variance = np.einsum("ij,ij->j", normalized, normalized) / len(z)
+                    running_mean += BN_MOMENTUM * (mean - running_mean)
+                    running_variance += BN_MOMENTUM * (
+                        variance * (len(z) / (len(z) - 1)) - running_variance
+                    )
                 self._inverse_std[layer] = 1 / np.sqrt(variance + BN_EPS)
                 normalized *= self._inverse_std[layer]
                 np.multiply(normalized, gamma, out=z)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 
 from bench.blas import BlasThreads
@@ -20,6 +21,8 @@ class SklearnPeer(BlasThreads):
         case = problem.case
         if case.batch_norm:
             raise UnsupportedError("scikit-learn has no batch norm")
+        if problem.precision != "highest":
+            raise UnsupportedError("scikit-learn computes in float32")
         self._problem = problem
         self._model: Any = MLPClassifier(
             hidden_layer_sizes=case.widths[1:-1],
@@ -36,9 +39,9 @@ class SklearnPeer(BlasThreads):
             epsilon=ADAM_EPS * (1 - BETA2) ** 0.5,
             random_state=0,
         )
-        classes = np.arange(case.widths[-1])
+        self._labels = np.arange(case.widths[-1])
         size = problem.batch
-        self._model.partial_fit(problem.x[:size], problem.y[:size], classes=classes)
+        self._model.partial_fit(problem.x[:size], problem.y[:size], classes=self._labels)
 
     def _reset(self) -> None:
         # The parameters are updated in place and a missing optimizer is made anew.
@@ -50,15 +53,23 @@ class SklearnPeer(BlasThreads):
 
     def losses(self, steps: int) -> list[float]:
         self._reset()
-        x, y, size = self._problem.x, self._problem.y, self._problem.batch
+        x, y = self._problem.x, self._problem.y
         seen = []
-        for k in range(steps):
-            cut = slice(k * size, (k + 1) * size)
+        for cut in self._problem.cuts(steps):
+            if self._problem.work == "inference":
+                seen.append(
+                    float(log_loss(y[cut], self._model.predict_proba(x[cut]), labels=self._labels))
+                )
+                continue
             seen.append(float(self._model.partial_fit(x[cut], y[cut]).loss_))
         return seen
 
     def run(self, steps: int) -> None:
         """Shuffles inside the call; a part of an epoch shuffles among its own rows."""
+        if self._problem.work == "inference":
+            for cut in self._problem.cuts(steps):
+                self._model.predict_proba(self._problem.x[cut])
+            return
         x, y, epoch = self._problem.x, self._problem.y, self._problem.steps_per_epoch
         for first in range(0, steps, epoch):
             rows = min(epoch, steps - first) * self._problem.batch

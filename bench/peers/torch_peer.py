@@ -1,5 +1,5 @@
-"""PyTorch: eager with its three forms of the optimizer, the loss compiled with torch.compile, or a
-CUDA graph of the whole step.
+"""PyTorch: eager with its three forms of the optimizer, with autocast to bfloat16, the loss
+compiled with torch.compile, or a CUDA graph of the whole step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class TorchPeer:
         self._device = torch.device(problem.device)
         if mode == "graph" and self._device.type != "cuda":
             raise peers.UnsupportedError("CUDA graphs need a GPU")
+        if mode == "autocast" and problem.precision != "medium":
+            raise peers.UnsupportedError("autocast computes in bfloat16")
         torch.set_float32_matmul_precision(problem.precision)
         torch.set_num_threads(problem.threads)
         self._x = torch.from_numpy(problem.x).to(self._device)
@@ -50,6 +52,7 @@ class TorchPeer:
             "default": {},
             "foreach": {"foreach": True},
             "fused": {"fused": True},
+            "autocast": {"fused": True},
             "compile": {"fused": True},
             "autotune": {"fused": True},
             "graph": {"fused": True, "capturable": True},
@@ -63,14 +66,27 @@ class TorchPeer:
             else torch.optim.SGD(parameters, lr, momentum=MOMENTUM, **form)
         )
 
-        def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(network(x), y)
+        low = self._mode == "autocast"
 
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+                found: torch.Tensor = network(x)
+            return found
+
+        def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(logits(x), y)
+
+        def probabilities(x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(logits(x), dim=1)
+
+        self._network = network
         self._loss: Any = loss
-        if self._mode == "compile":
-            self._loss = torch.compile(loss)
-        elif self._mode == "autotune":
-            self._loss = torch.compile(loss, mode="max-autotune")
+        self._probabilities: Any = probabilities
+        compiler = {"compile": {}, "autotune": {"mode": "max-autotune"}}.get(self._mode)
+        if compiler is not None:
+            self._loss = torch.compile(loss, **compiler)
+            self._probabilities = torch.compile(probabilities, **compiler)
+        network.train(self._problem.work == "training")
         self._graph = None
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -82,8 +98,10 @@ class TorchPeer:
 
     def losses(self, steps: int) -> list[float]:
         self._reset()
-        size = self._problem.batch
-        cuts = [slice(k * size, (k + 1) * size) for k in range(steps)]
+        cuts = self._problem.cuts(steps)
+        if self._problem.work == "inference":
+            with torch.inference_mode():
+                return [float(self._loss(self._x[cut], self._y[cut])) for cut in cuts]
         return [float(self._step(self._x[cut], self._y[cut]).detach()) for cut in cuts]
 
     def _gathered_step(self, index: torch.Tensor) -> None:
@@ -103,8 +121,16 @@ class TorchPeer:
         with torch.cuda.graph(self._graph):
             self._gathered_step(self._index)
 
+    def _infer(self, steps: int) -> None:
+        with torch.inference_mode():
+            for cut in self._problem.cuts(steps):
+                self._probabilities(self._x[cut])
+
     def run(self, steps: int) -> None:
         size = self._problem.batch
+        if self._problem.work == "inference":
+            self._infer(steps)
+            return
         if self._mode == "graph" and self._graph is None:
             self._capture()
         for _ in range(steps):
