@@ -94,13 +94,21 @@ void write_result(const Result& value, Result& out, std::string_view operation) 
   out.struct_size = size;
 }
 
-// A caller's buffer for `count` elements of `item` bytes.
-inline void expect_buffer(const void* buffer, std::size_t bytes, std::int64_t count, int item,
-                          std::string_view operation, std::string_view name) {
-  const std::int64_t wanted = checked_product(operation, count, item);
+// A caller's buffer for `count` elements of the model's type.
+inline void expect_buffer(const Model& model, const void* buffer, std::size_t bytes,
+                          std::int64_t count, std::string_view operation, std::string_view name) {
+  const std::int64_t wanted =
+      checked_product(operation, count, item_size(model.description().dtype));
   expect<ValueError>(bytes == static_cast<std::size_t>(wanted), "[", operation, "] expected ", name,
                      " of ", wanted, " bytes, got ", bytes);
   expect<ValueError>(buffer || bytes == 0, "[", operation, "] expected ", name, ", got NULL");
+  const DeviceExchange* exchange = model.exchange();
+  if (!exchange || exchange->memory_of(buffer) == Memory::kHost) return;
+  ArrayView view;
+  view.data = buffer;
+  view.dtype = DType::kUInt8;
+  view.rows = wanted;
+  exchange->check_place(view, std::string(operation), std::string(name));
 }
 
 inline Interrupt to_interrupt(tw_interrupt interrupt, void* user_data) {

@@ -38,11 +38,9 @@ Model& model_of(tw_model* model, std::string_view operation) {
   return *required(model, operation, "model").model;
 }
 
-int element_size(const Model& model) { return item_size(model.description().dtype); }
-
 void expect_values(const Model& model, const void* values, std::size_t bytes, std::int64_t count,
                    std::string_view operation) {
-  expect_buffer(values, bytes, count, element_size(model), operation, "values");
+  expect_buffer(model, values, bytes, count, operation, "values");
 }
 
 const std::vector<TensorInfo>* tensors_of(const tw_model* model, std::int32_t kind) {
@@ -152,6 +150,19 @@ tw_status tw_model_plan_summary(const tw_model* model, char** text) {
     const Model& source = model_of(model, "tw_model_plan_summary");
     required(text, "tw_model_plan_summary", "text") = to_c_string(source.plan_summary());
   });
+}
+
+// ---- Workspace
+
+tw_status tw_model_workspace_bytes(const tw_model* model, int64_t batch_size, size_t* bytes) {
+  return guarded([&] {
+    const Model& source = model_of(model, "tw_model_workspace_bytes");
+    required(bytes, "tw_model_workspace_bytes", "bytes") = source.workspace_bytes(batch_size);
+  });
+}
+
+tw_status tw_model_set_workspace(tw_model* model, void* memory, size_t bytes) {
+  return guarded([&] { model_of(model, "tw_model_set_workspace").set_workspace(memory, bytes); });
 }
 
 // ---- Values

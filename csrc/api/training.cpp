@@ -122,8 +122,8 @@ tw_status predict_with(Predict method, const tw_model* model, const tw_array* x,
     const Model& source = *required(model, operation, "model").model;
     const ArrayView input = to_view(source, required(x, operation, "x"), operation, "x");
     const RunOptions run = to_run_options(options, operation);
-    expect_buffer(out, out_bytes, checked_product(operation, input.rows, source.out_features()),
-                  item_size(source.description().dtype), operation, "out");
+    expect_buffer(source, out, out_bytes,
+                  checked_product(operation, input.rows, source.out_features()), operation, "out");
     (source.*method)(input, run.batch_size, out, run.interrupt);
   });
 }
@@ -289,12 +289,11 @@ tw_status tw_model_loss_and_gradient(const tw_model* model, const tw_array* x, c
     const tw_model& source = required(model, operation, "model");
     const Data data = to_data(*source.model, x, y, weights, operation);
     const tw_gradient_options given = read_options(options, operation);
-    const int item = item_size(source.model->description().dtype);
     if (gradient)
-      expect_buffer(gradient, gradient_bytes, source.model->num_parameters(), item, operation,
-                    "gradient");
+      expect_buffer(*source.model, gradient, gradient_bytes, source.model->num_parameters(),
+                    operation, "gradient");
     if (input_gradient)
-      expect_buffer(input_gradient, input_gradient_bytes, data.x.size(), item, operation,
+      expect_buffer(*source.model, input_gradient, input_gradient_bytes, data.x.size(), operation,
                     "input_gradient");
     GradientOptions gradient_options;
     gradient_options.training = given.evaluation_mode == 0;

@@ -12,16 +12,50 @@
 
 namespace thalweg::cuda {
 
-// Device memory, zero when new: complete when the constructor returns.
+// A piece of device memory of somebody else's, from which arrays are taken one behind the other;
+// without memory it counts the bytes that they would take.
+class Region {
+ public:
+  static constexpr std::size_t kAlignment = 256;
+
+  Region() = default;
+  Region(void* memory, std::size_t bytes)
+      : memory_(static_cast<std::byte*>(memory)), bytes_(bytes) {}
+
+  bool counts_only() const { return memory_ == nullptr; }
+  std::size_t used() const { return used_; }
+  // Not to be touched when only counting.
+  void* take(std::size_t bytes, const char* operation) {
+    const std::size_t offset = used_;
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (counts_only()) return reinterpret_cast<void*>(kAlignment + offset);
+    expect<InternalError>(used_ <= bytes_, "[", operation, "] expected at most ", bytes_,
+                          " bytes of a workspace to be taken, got ", used_);
+    return memory_ + offset;
+  }
+
+ private:
+  std::byte* memory_ = nullptr;
+  std::size_t bytes_ = 0;
+  std::size_t used_ = 0;
+};
+
+// Device memory, zero when new: complete when the constructor returns. Of its own, or out of a
+// region that outlives it.
 template <class T>
 class DeviceArray {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
   DeviceArray() = default;
-  DeviceArray(std::int64_t size, const char* operation) : size_(size) {
+  DeviceArray(std::int64_t size, const char* operation, Region* region = nullptr)
+      : size_(size), owned_(region == nullptr) {
     if (size == 0) return;
-    check(cudaMalloc(reinterpret_cast<void**>(&data_), bytes()), operation);
+    if (owned_)
+      check(cudaMalloc(reinterpret_cast<void**>(&data_), bytes()), operation);
+    else
+      data_ = static_cast<T*>(region->take(bytes(), operation));
+    if (!owned_ && region->counts_only()) return;
     cudaError_t status = cudaMemsetAsync(data_, 0, bytes(), nullptr);
     if (status == cudaSuccess) status = cudaStreamSynchronize(nullptr);
     if (status != cudaSuccess) {
@@ -30,10 +64,13 @@ class DeviceArray {
     }
   }
   DeviceArray(DeviceArray&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        owned_(std::exchange(other.owned_, true)) {}
   DeviceArray& operator=(DeviceArray&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(owned_, other.owned_);
     return *this;
   }
   ~DeviceArray() { release(); }
@@ -44,12 +81,13 @@ class DeviceArray {
 
  private:
   void release() noexcept {
-    if (data_ != nullptr) (void)cudaFree(data_);
+    if (data_ != nullptr && owned_) (void)cudaFree(data_);
     data_ = nullptr;
   }
 
   T* data_ = nullptr;
   std::int64_t size_ = 0;
+  bool owned_ = true;
 };
 
 // Page-locked host memory, which copies read and write while the host goes on.

@@ -39,7 +39,7 @@ Operands operands_of(const Plan& plan, const CudaPrecision& precision) {
 template <class T>
 CudaWorkspace<T>::Buffers::Buffers(const Plan& plan, const std::vector<int>& holder,
                                    const std::vector<bool>& has_planes, int planes,
-                                   std::int64_t capacity) {
+                                   std::int64_t capacity, cuda::Region* region) {
   const std::size_t count = plan.buffers.size();
   std::vector<bool> needs_planes(count, false);  // by holder
   for (std::size_t b = 0; b < count; ++b)
@@ -55,9 +55,9 @@ CudaWorkspace<T>::Buffers::Buffers(const Plan& plan, const std::vector<int>& hol
     width += pitch;
     if (needs_planes[b]) plane_width += pitch;
   }
-  data_ = cuda::DeviceArray<T>(element_count(capacity, width), kOperation);
+  data_ = cuda::DeviceArray<T>(element_count(capacity, width), kOperation, region);
   const std::int64_t stride = element_count(capacity, plane_width);
-  planes_ = cuda::DeviceArray<std::uint16_t>(element_count(planes, stride), kOperation);
+  planes_ = cuda::DeviceArray<std::uint16_t>(element_count(planes, stride), kOperation, region);
   for (std::size_t b = 0; b < count; ++b) {
     cuda::Matrix<T> matrix;
     matrix.data = data_.data() + offset[holder[b]] * capacity;
@@ -74,12 +74,13 @@ CudaWorkspace<T>::Buffers::Buffers(const Plan& plan, const std::vector<int>& hol
 
 template <class T>
 CudaWorkspace<T>::CudaWorkspace(const Plan& plan, const CudaParameters<T>& parameters,
-                                std::int64_t capacity, bool gradients)
-    : row_weights(capacity, kOperation),
-      block_weights(row_blocks_of(capacity), kOperation),
-      total_weight(1, kOperation),
-      labels(capacity, kOperation),
-      losses(1, kOperation),
+                                std::int64_t capacity, bool gradients, std::size_t scratch_bytes,
+                                cuda::Region* region)
+    : row_weights(capacity, kOperation, region),
+      block_weights(row_blocks_of(capacity), kOperation, region),
+      total_weight(1, kOperation, region),
+      labels(capacity, kOperation, region),
+      losses(1, kOperation, region),
       capacity_(capacity),
       has_gradients_(gradients),
       rows_(capacity),
@@ -92,9 +93,9 @@ CudaWorkspace<T>::CudaWorkspace(const Plan& plan, const CudaParameters<T>& param
     own[b] = b;
     shared[b] = plan.gradient_holder(b);
   }
-  values_ = Buffers(plan, own, operands.values, precision.planes(), capacity);
+  values_ = Buffers(plan, own, operands.values, precision.planes(), capacity, region);
   if (gradients)
-    gradients_ = Buffers(plan, shared, operands.gradients, precision.planes(), capacity);
+    gradients_ = Buffers(plan, shared, operands.gradients, precision.planes(), capacity, region);
   if (precision.rounds()) {
     const int output = plan.value_holder(plan.output, true);
     for (int b = 1; b < buffers; ++b)
@@ -110,7 +111,7 @@ CudaWorkspace<T>::CudaWorkspace(const Plan& plan, const CudaParameters<T>& param
     sign_offset_[node.output] = signs;
     signs += element_count(capacity, cuda::sign_words(plan.buffers[node.output].width));
   }
-  signs_ = cuda::DeviceArray<std::uint32_t>(signs, kOperation);
+  signs_ = cuda::DeviceArray<std::uint32_t>(signs, kOperation, region);
 
   std::int64_t vectors = 0;
   std::int64_t widest = 0;
@@ -120,13 +121,15 @@ CudaWorkspace<T>::CudaWorkspace(const Plan& plan, const CudaParameters<T>& param
     vectors += 4 * state.padded;
     widest = std::max(widest, state.padded);
   }
-  vectors_ = cuda::DeviceArray<T>(vectors, kOperation);
-  statistics_ = cuda::DeviceArray<double>(vectors / 2, kOperation);
-  if (gradients) unwanted_ = cuda::DeviceArray<T>(2 * widest, kOperation);
-  targets_ =
-      cuda::DeviceArray<T>(element_count(capacity, cuda::pitch_of(plan.out_features)), kOperation);
-  tickets_ = cuda::DeviceArray<unsigned>(cuda::kTickets, kOperation);
-  reserve_scratch(CudaBackend<T>::scratch_bytes(plan, parameters, *this));
+  vectors_ = cuda::DeviceArray<T>(vectors, kOperation, region);
+  statistics_ = cuda::DeviceArray<double>(vectors / 2, kOperation, region);
+  if (gradients) unwanted_ = cuda::DeviceArray<T>(2 * widest, kOperation, region);
+  targets_ = cuda::DeviceArray<T>(element_count(capacity, cuda::pitch_of(plan.out_features)),
+                                  kOperation, region);
+  tickets_ = cuda::DeviceArray<unsigned>(cuda::kTickets, kOperation, region);
+  const std::size_t most =
+      std::max(scratch_bytes, CudaBackend<T>::scratch_bytes(plan, parameters, *this));
+  scratch_ = cuda::DeviceArray<std::byte>(static_cast<std::int64_t>(most), kOperation, region);
 }
 
 template <class T>

@@ -18,8 +18,10 @@ namespace thalweg {
 template <class T>
 class CudaWorkspace {
  public:
+  // At least `scratch_bytes` are for scratch. All memory comes out of the region, if there is one;
+  // one that only counts leaves a workspace of sizes.
   CudaWorkspace(const Plan& plan, const CudaParameters<T>& parameters, std::int64_t capacity,
-                bool gradients);
+                bool gradients, std::size_t scratch_bytes = 0, cuda::Region* region = nullptr);
 
   std::int64_t capacity() const { return capacity_; }
   bool has_gradients() const { return has_gradients_; }
@@ -75,7 +77,7 @@ class CudaWorkspace {
     Buffers() = default;
     // Buffers of the same holder lie in the same place. Those with has_planes have planes.
     Buffers(const Plan& plan, const std::vector<int>& holder, const std::vector<bool>& has_planes,
-            int planes, std::int64_t capacity);
+            int planes, std::int64_t capacity, cuda::Region* region);
     void round(int buffer) { matrices_[buffer].rounded = true; }
     cuda::Matrix<T> matrix(int buffer, std::int64_t rows) const {
       cuda::Matrix<T> matrix = matrices_[buffer];

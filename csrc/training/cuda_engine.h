@@ -59,6 +59,8 @@ class CudaEngine final : public Engine<T> {
   RunResult run(const Order& order, std::int64_t updates, const Interrupt& interrupt,
                 Cursor* cursor) override;
   void end_fit() noexcept override;
+  std::size_t workspace_bytes(std::int64_t rows) const override;
+  void set_workspace(void* memory, std::size_t bytes) override;
   void recalibrate_batch_norm(const ArrayView& x, std::int64_t batch_size, std::uint64_t step,
                               const Interrupt& interrupt) override;
   std::vector<std::int64_t> graph_nodes() const override;
@@ -156,6 +158,9 @@ class CudaEngine final : public Engine<T> {
 
   // cuda_update.cpp
   void reserve_workspace(std::int64_t rows);
+  // What a region has to hold, in this order; of their own memory without one.
+  cuda::DeviceArray<T> take_gradients(cuda::Region* region) const;
+  std::unique_ptr<CudaWorkspace<T>> take_workspace(std::int64_t rows, cuda::Region* region) const;
   std::int64_t plan_run(const Cursor& cursor, std::int64_t updates);
   double weigh(const Order& order, const Part& part, const Interrupt& interrupt) const;
   std::int64_t weigh_updates(const Order& order, std::int64_t count, const Cursor& cursor,
@@ -218,6 +223,8 @@ class CudaEngine final : public Engine<T> {
   // Of training, kept between steps.
   std::optional<Fit> fit_;
   std::unique_ptr<CudaWorkspace<T>> workspace_;
+  void* workspace_memory_ = nullptr;  // the caller's, or null
+  std::size_t workspace_memory_bytes_ = 0;
   cuda::DeviceArray<cuda::StepState> state_;
   cuda::PinnedArray<cuda::StepState> host_state_;
   cuda::PinnedArray<int> host_status_;  // of the state, looked at during a run

@@ -68,15 +68,19 @@ bool all_finite(const cuda::Matrix<T>& matrix, cudaStream_t stream) {
 
 template <class T>
 void CudaEngine<T>::reserve_workspace(std::int64_t rows) {
-  const std::int64_t size = parameters_.layout.size;
-  if (gradients_.size() == 0) gradients_ = cuda::DeviceArray<T>(size, kOperation);
   if (!workspace_ || workspace_->capacity() < rows) {
+    if (workspace_memory_ != nullptr) {
+      const std::size_t needed = workspace_bytes(rows);
+      expect<ValueError>(needed <= workspace_memory_bytes_, "[fit] expected a workspace of ",
+                         needed, " bytes for minibatches of ", rows, " rows, got ",
+                         workspace_memory_bytes_, "; give more, or take smaller minibatches");
+    }
     steps_.clear();
     workspace_.reset();
-    auto workspace = std::make_unique<CudaWorkspace<T>>(plan_, parameters_, rows, true);
-    workspace->reserve_scratch(std::max(cuda::gather_targets_scratch_bytes(rows),
-                                        cuda::gradient_norm_scratch_bytes(size)));
-    workspace_ = std::move(workspace);
+    cuda::Region region(workspace_memory_, workspace_memory_bytes_);
+    cuda::Region* from = workspace_memory_ != nullptr ? &region : nullptr;
+    if (from != nullptr || gradients_.size() == 0) gradients_ = take_gradients(from);
+    workspace_ = take_workspace(rows, from);
   }
   if (coefficients_.size() == 0) {
     const std::int64_t count = kRunUpdates * slots_.rules.groups() * kMaxCoefficients;
@@ -87,6 +91,37 @@ void CudaEngine<T>::reserve_workspace(std::int64_t rows) {
     staged_batches_ = cuda::DeviceArray<std::int64_t>(parameters_.batches.size(), kOperation);
     staged_state_ = cuda::DeviceArray<T>(plan_.state_size, kOperation);
   }
+}
+
+template <class T>
+cuda::DeviceArray<T> CudaEngine<T>::take_gradients(cuda::Region* region) const {
+  return cuda::DeviceArray<T>(parameters_.layout.size, kOperation, region);
+}
+
+template <class T>
+std::unique_ptr<CudaWorkspace<T>> CudaEngine<T>::take_workspace(std::int64_t rows,
+                                                                cuda::Region* region) const {
+  const std::size_t scratch = std::max(cuda::gather_targets_scratch_bytes(rows),
+                                       cuda::gradient_norm_scratch_bytes(parameters_.layout.size));
+  return std::make_unique<CudaWorkspace<T>>(plan_, parameters_, rows, true, scratch, region);
+}
+
+template <class T>
+std::size_t CudaEngine<T>::workspace_bytes(std::int64_t rows) const {
+  cuda::Region counter;
+  (void)take_gradients(&counter);
+  (void)take_workspace(rows, &counter);
+  return counter.used();
+}
+
+template <class T>
+void CudaEngine<T>::set_workspace(void* memory, std::size_t bytes) {
+  const cuda::DeviceScope scope(device_);
+  steps_.clear();
+  workspace_.reset();
+  gradients_ = {};
+  workspace_memory_ = memory;
+  workspace_memory_bytes_ = bytes;
 }
 
 template <class T>
@@ -711,6 +746,8 @@ std::vector<std::int64_t> CudaEngine<T>::graph_nodes() const {
   template void CudaEngine<T>::begin_fit(const FitSource&, std::int64_t, const Interrupt&);     \
   template RunResult CudaEngine<T>::run(const Order&, std::int64_t, const Interrupt&, Cursor*); \
   template void CudaEngine<T>::end_fit() noexcept;                                              \
+  template std::size_t CudaEngine<T>::workspace_bytes(std::int64_t) const;                      \
+  template void CudaEngine<T>::set_workspace(void*, std::size_t);                               \
   template std::vector<std::int64_t> CudaEngine<T>::graph_nodes() const;
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

@@ -125,6 +125,11 @@ class Engine {
   virtual RunResult run(const Order& order, std::int64_t updates, const Interrupt& interrupt,
                         Cursor* cursor) = 0;
   virtual void end_fit() noexcept = 0;
+  // Device memory that minibatches of so many rows take in training, and memory of the caller's for
+  // it, checked and left alone by others until it is replaced; null: the engine allocates. Of
+  // engines with an exchange.
+  virtual std::size_t workspace_bytes(std::int64_t) const { return 0; }
+  virtual void set_workspace(void*, std::size_t) {}
   // Nodes of the graphs that updates are replayed from, the latest used first; none on the CPU.
   virtual std::vector<std::int64_t> graph_nodes() const { return {}; }
   // Sets the running statistics to the mean over batches of each batch's mean and unbiased variance

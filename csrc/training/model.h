@@ -145,6 +145,12 @@ class TW_INTERNAL_API Model {
   // Nodes of the CUDA graphs that updates are replayed from, the latest used first.
   virtual std::vector<std::int64_t> graph_nodes() const = 0;
 
+  // ---- memory of the caller's for training on a device; DeviceError on the CPU
+  // What minibatches of `batch_size` rows take.
+  virtual std::size_t workspace_bytes(std::int64_t batch_size) const = 0;
+  // Nobody else writes there until it is replaced; null: memory of the model's own. Exclusive.
+  virtual void set_workspace(void* memory, std::size_t bytes) = 0;
+
   // ---- training. Calls that write are exclusive: the caller serializes them.
   virtual FitResult fit(const Data& data, const FitOptions& options) = 0;
   // Throws what fit would throw before it writes anything.

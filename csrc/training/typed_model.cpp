@@ -111,6 +111,40 @@ std::unique_ptr<Model> TypedModel<T>::copy() const {
 }
 
 template <class T>
+const DeviceExchange& TypedModel<T>::required_exchange() const {
+  expect<DeviceError>(exchange() != nullptr,
+                      "[workspace] expected a model on device \"cuda\", got one on the CPU");
+  return *exchange();
+}
+
+template <class T>
+std::size_t TypedModel<T>::workspace_bytes(std::int64_t batch_size) const {
+  (void)required_exchange();
+  expect<ValueError>(batch_size >= 1, "[workspace] expected batch_size >= 1, got ", batch_size);
+  return engine_->workspace_bytes(batch_size);
+}
+
+template <class T>
+void TypedModel<T>::set_workspace(void* memory, std::size_t bytes) {
+  constexpr std::uintptr_t kAlignment = 256;
+  const DeviceExchange& device = required_exchange();
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  expect<ValueError>(address % kAlignment == 0,
+                     "[workspace] expected an address that is a multiple ", "of ", int{kAlignment},
+                     ", got one with the remainder ", static_cast<int>(address % kAlignment));
+  if (memory != nullptr) {
+    expect<DeviceError>(device.memory_of(memory) != Memory::kHost,
+                        "[workspace] expected memory of the GPU, got host memory");
+    ArrayView view;
+    view.data = memory;
+    view.dtype = DType::kUInt8;
+    view.rows = static_cast<std::int64_t>(bytes);
+    device.check_place(view, "workspace", "memory");
+  }
+  engine_->set_workspace(memory, bytes);
+}
+
+template <class T>
 void TypedModel<T>::reset() {
   std::vector<T> parameters = flat();
   for (std::size_t i = 0; i < plan_.tensors.size(); ++i) {

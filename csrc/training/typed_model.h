@@ -40,6 +40,9 @@ class TypedModel final : public Model {
   std::string plan_summary() const override { return plan_.summary(); }
   std::vector<std::int64_t> graph_nodes() const override { return engine_->graph_nodes(); }
 
+  std::size_t workspace_bytes(std::int64_t batch_size) const override;
+  void set_workspace(void* memory, std::size_t bytes) override;
+
   FitResult fit(const Data& data, const FitOptions& options) override;
   void check_fit(const Data& data, const FitOptions& options) const override {
     checked_targets(data, options);
@@ -109,6 +112,8 @@ class TypedModel final : public Model {
                         Cursor* cursor);
 
   // typed_model.cpp
+  // Of a model on a device.
+  const DeviceExchange& required_exchange() const;
   // The method of the optimizer with an empty state, if there is one.
   void make_method();
   Metrics metrics_of(const LossTotals& totals) const;

@@ -219,6 +219,12 @@ void check_errors() {
   expect_throws<tw::DeviceError>(
       [&] { tw::Model({tw::Dense{2}}, {.in_features = 2, .device = "cpu", .stream = &model}); },
       "no stream", "a stream for the CPU");
+  if (model.device() == "cpu") {
+    expect_throws<tw::DeviceError>([&] { (void)model.workspace_bytes(10); }, "on the CPU",
+                                   "a workspace on the CPU");
+    expect_throws<tw::DeviceError>([&] { model.set_workspace(nullptr, 0); }, "on the CPU",
+                                   "a workspace on the CPU");
+  }
   expect_throws<tw::ValueError>([&] { model.average(); }, "averaging", "no average");
   expect_throws<tw::CheckpointError>([] { tw::Model::load("missing.safetensors"); },
                                      "missing.safetensors", "missing file");

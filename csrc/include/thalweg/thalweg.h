@@ -321,6 +321,17 @@ class Model {
   // The model of the C interface; owned by this object.
   tw_model* get() const noexcept { return model_.get(); }
 
+  // ---- Memory of the application's for training on "cuda", see thalweg_c.h
+
+  std::size_t workspace_bytes(std::int64_t batch_size) const {
+    std::size_t bytes = 0;
+    detail::check(tw_model_workspace_bytes(get(), batch_size, &bytes));
+    return bytes;
+  }
+  void set_workspace(void* memory, std::size_t bytes) {
+    detail::check(tw_model_set_workspace(get(), memory, bytes));
+  }
+
   // ---- Training
 
   History fit(const Array& x, const Array& y, const FitOptions& options = {}) {

@@ -249,6 +249,20 @@ TW_API tw_status tw_model_description(const tw_model* model, char** json);
 /* How the network is executed, one line per step, for people. */
 TW_API tw_status tw_model_plan_summary(const tw_model* model, char** text);
 
+/* ---- Workspace ---- */
+
+/* The device memory that tw_model_fit and tw_model_step work in, with minibatches of `batch_size`
+ * rows: values and gradients of the layers, the gradient of the parameters, and what reductions
+ * borrow. Data of the host are copied into memory of the library's own, and calls that take the
+ * model as const work in their own. TW_ERROR_DEVICE for a model on the CPU. */
+TW_API tw_status tw_model_workspace_bytes(const tw_model* model, int64_t batch_size, size_t* bytes);
+
+/* Memory of the caller's for that, on the model's GPU and aligned to 256 bytes, in place of memory
+ * that the library allocates; NULL and 0 for the latter. It belongs to the model until it is
+ * replaced or the model is destroyed, and may hold only one model's work. Copies of the model do
+ * not use it. A fit or step that needs more is TW_ERROR_VALUE and changes nothing. */
+TW_API tw_status tw_model_set_workspace(tw_model* model, void* memory, size_t bytes);
+
 /* ---- Training ---- */
 
 /* Data sets are given as x [rows, in_features], y and optional weights [rows] (NULL for none;

@@ -264,6 +264,63 @@ void test_streams_that_are_waited_for() {
   }
 }
 
+void test_workspace_of_the_caller() {
+  cuda::test::context = "workspace";
+  const DataSet data;
+  const Arrays arrays = arrays_at(data.x.data(), data.y.data(), data.weights.data());
+  const Model model;
+  std::size_t small = 0, large = 0, again = 0;
+  expect_ok(tw_model_workspace_bytes(model, 10, &small), "tw_model_workspace_bytes");
+  expect_ok(tw_model_workspace_bytes(model, kRows, &large), "tw_model_workspace_bytes");
+  expect_ok(tw_model_workspace_bytes(model, kRows, &again), "tw_model_workspace_bytes");
+  expect_that(small > 0 && small < large && large == again, "expected ", small, " < ", large,
+              " == ", again);
+
+  // Memory of exactly that size, whose guard bands are looked at.
+  cuda::test::DeviceArray<unsigned char> memory(static_cast<std::int64_t>(large));
+  settle();
+  expect_ok(tw_model_set_workspace(model, memory.data(), large), "tw_model_set_workspace");
+  expect_that(run(model, arrays, false) == expected(), "expected the results of own memory");
+  const std::vector<unsigned char> contents = memory.download();
+  expect_that(std::any_of(contents.begin(), contents.end(),
+                          [](unsigned char byte) { return byte != 0xff && byte != 0; }),
+              "expected the training to work in the caller's memory");
+
+  // Too small: nothing happens, and the library's own memory serves again.
+  expect_ok(tw_model_set_workspace(model, memory.data(), large - 1), "tw_model_set_workspace");
+  const std::int64_t steps = tw_model_steps_done(model);
+  tw_step_record step{};
+  step.struct_size = sizeof(step);
+  expect_error(tw_model_step(model, &arrays.x, &arrays.y, nullptr, &step), TW_ERROR_VALUE,
+               "expected a workspace of", "tw_model_step");
+  expect_that(tw_model_steps_done(model) == steps, "expected no step");
+  tw_fit_options fit{};
+  fit.struct_size = sizeof(fit);
+  fit.batch_size = 10;
+  expect_ok(tw_model_fit(model, &arrays.x, &arrays.y, nullptr, &fit, nullptr), "tw_model_fit");
+  expect_ok(tw_model_set_workspace(model, nullptr, 0), "tw_model_set_workspace");
+  memory.fill_bytes(0xff);
+  settle();
+  expect_ok(tw_model_step(model, &arrays.x, &arrays.y, nullptr, &step), "tw_model_step");
+  const std::vector<unsigned char> untouched = memory.download();
+  expect_that(std::all_of(untouched.begin(), untouched.end(),
+                          [](unsigned char byte) { return byte == 0xff; }),
+              "expected memory that was taken back to stay as it is");
+
+  expect_error(tw_model_set_workspace(model, memory.data() + 128, large - 128), TW_ERROR_VALUE,
+               "multiple of 256", "tw_model_set_workspace");
+  alignas(256) static unsigned char host[256];
+  expect_error(tw_model_set_workspace(model, host, sizeof(host)), TW_ERROR_DEVICE, "host memory",
+               "tw_model_set_workspace");
+  expect_error(tw_model_workspace_bytes(model, 0, &small), TW_ERROR_VALUE, "batch_size",
+               "tw_model_workspace_bytes");
+  const Model on_cpu(nullptr, "cpu");
+  expect_error(tw_model_workspace_bytes(on_cpu, 10, &small), TW_ERROR_DEVICE, "CPU",
+               "tw_model_workspace_bytes");
+  expect_error(tw_model_set_workspace(on_cpu, nullptr, 0), TW_ERROR_DEVICE, "CPU",
+               "tw_model_set_workspace");
+}
+
 void test_what_cannot_work() {
   cuda::test::context = "errors";
   tw_model_options options{};
@@ -287,6 +344,7 @@ void tests() {
   test_memory_of_the_device();
   test_stream_of_the_caller();
   test_streams_that_are_waited_for();
+  test_workspace_of_the_caller();
   test_what_cannot_work();
 }
 
