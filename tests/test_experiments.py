@@ -12,11 +12,9 @@ import thalweg
 from thalweg.experiments import CORE, Context, convex, report
 
 QUICK = Context(quick=True)
-IDS = [
-    f"e{n}" for n in (2, 4, 5, 6, 8, 9, 10, 11, 12, 14, 15, 17, 18, 20, 22, 23, 25, 26, 30, 31, 34)
-]
+IDS = [f"e{n}" for n in (2, *range(4, 13), *range(14, 19), 20, 22, 23, 25, 26, 30, 31, 34)]
 REPORTS = {"e22", "e30", "e31"}
-CHEAP = {f"e{n}" for n in (4, 5, 8, 9, 10, 12, 14, 15, 17, 18, 20, 23, 25, 26, 34)}
+CHEAP = set(IDS) - REPORTS - {"e2", "e6", "e11"}
 
 
 def by_id(name):

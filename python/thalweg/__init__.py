@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ops,
         optim,
         schedules,
+        surgery,
     )
     from thalweg._minimize import MinimizeProgress, MinimizeResult, minimize
     from thalweg.model import History, Model
@@ -63,6 +64,7 @@ __all__ = [
     "ops",
     "optim",
     "schedules",
+    "surgery",
 ]
 
 _FROM_MINIMIZE = ("MinimizeProgress", "MinimizeResult", "minimize")
@@ -80,6 +82,7 @@ _MODULES = (
     "optim",
     "schedules",
     "sklearn",
+    "surgery",
 )
 
 

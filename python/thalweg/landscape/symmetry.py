@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg import _check, nn
+from thalweg._chain import chain
 from thalweg.landscape import _arguments
 from thalweg.landscape._result import NOT_JSON, Result
 
@@ -52,35 +53,23 @@ class _Hidden:
     next: str
 
 
-def _flat(layers: Any, prefix: str = "layers") -> list[tuple[str, nn.Layer]]:
-    """All layers of nested Sequentials with the names of their parameters."""
-    found: list[tuple[str, nn.Layer]] = []
-    for i, layer in enumerate(layers):
-        name = f"{prefix}.{i}"
-        if isinstance(layer, nn.Sequential):
-            found += _flat(layer, f"{name}.layers")
-        else:
-            found.append((name, layer))
-    return found
-
-
 def _hidden(where: str, model: Model) -> list[_Hidden]:
     """The hidden layers of a chain of dense layers."""
-    chain = _flat(_arguments.model(where, model).network)
-    for name, layer in chain:
+    layers = chain(_arguments.model(where, model).network)
+    for name, layer in layers:
         if isinstance(layer, (nn.Residual, nn.Maxout)):
             raise ValueError(
                 f"[{where}] expected dense layers, batch norm, activations and dropout, got "
                 f"{layer.type} ({name}), whose units are tied to others"
             )
-    places = [i for i, (_, layer) in enumerate(chain) if isinstance(layer, nn.Dense)]
+    places = [i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Dense)]
     parameters = model.named_parameters()
     found = []
     for place, following in itertools.pairwise(places):
-        name, dense = chain[place]
-        between = chain[place + 1 : following]
+        name, dense = layers[place]
+        between = layers[place + 1 : following]
         norms = [entry for entry in between if isinstance(entry[1], nn.BatchNorm)]
-        for before, (norm_name, layer) in zip(chain[place:following], between, strict=False):
+        for before, (norm_name, layer) in zip(layers[place:following], between, strict=False):
             if isinstance(layer, nn.BatchNorm) and before[0] != name:
                 raise ValueError(
                     f"[{where}] expected batch norm right behind its dense layer, got {norm_name} "
@@ -98,7 +87,7 @@ def _hidden(where: str, model: Model) -> list[_Hidden]:
                 norm.eps if isinstance(norm, nn.BatchNorm) else 0.0,
                 all(isinstance(act, _HOMOGENEOUS) for act in acts),
                 all(isinstance(act, _ODD) for act in acts),
-                chain[following][0],
+                layers[following][0],
             )
         )
     return found
