@@ -34,6 +34,7 @@ from . import (
     net2net,
     optimizers,
     over_capacity,
+    path_sgd,
     product_chain,
     rates,
     saddle_escape,
@@ -44,6 +45,7 @@ from .base import Context, Experiment, Outcome
 
 CORE: tuple[Experiment, ...] = (
     over_capacity.EXPERIMENT,
+    path_sgd.EXPERIMENT,
     least_squares.EXPERIMENT,
     adaptive_failure.EXPERIMENT,
     margin_growth.EXPERIMENT,
