@@ -139,6 +139,44 @@ def test_training_agrees_with_the_cpu() -> None:
     assert models[0]._core.batches_tracked() == models[1]._core.batches_tracked()
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "batch": {},
+    "batch, dropout": {"dropout": True},
+    "frozen": {"statistics": "frozen"},
+    "frozen, dropout, chunks": {"statistics": "frozen", "dropout": True, "chunk_size": 64},
+}
+
+
+@pytest.mark.parametrize("options", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 3e-5)])
+def test_objectives_agree_with_the_cpu(dtype: str, limit: float, options: dict[str, Any]) -> None:
+    """Every product, one of them again and some at a second point: launches come out of graphs."""
+    rng = np.random.default_rng(2)
+    layers = [
+        nn.Dense(33), nn.BatchNorm(weighted=True), nn.SiLU(), nn.Dropout(0.2),
+        nn.Residual(nn.Dense(33), nn.BatchNorm(), nn.Tanh()), nn.Maxout(9), nn.Dense(3),
+    ]  # fmt: skip
+    x, y = rng.standard_normal((70, 7)), rng.integers(0, 3, 70)
+    weights = rng.uniform(0.5, 2.0, len(x))
+    models = [tw.Model(layers, 7, dtype=dtype, device=d, seed=1) for d in ("cpu", "cuda")]
+    u, v = rng.standard_normal((70, 3)), rng.standard_normal(models[0].num_parameters)
+    objectives = [tw.Objective(m, x, y, sample_weight=weights, **options) for m in models]
+    arguments = {"hvp": (v,), "ggnvp": (v,), "jvp": (v,), "vjp": (u,)}
+    names = ["value", "grad", *arguments]
+    if options.get("statistics") == "frozen":
+        names += ["per_example_grads", "per_example_grad_norms"]
+    near = models[0].parameters
+    for theta, called in ((near, [*names, "hvp"]), (near + 0.1 * v, ["ggnvp", "hvp", "grad"])):
+        for name in called:
+            exact, found = (
+                np.asarray(getattr(o, name)(*arguments.get(name, ()), theta)) for o in objectives
+            )
+            error = np.linalg.norm(found - exact)
+            assert error <= limit * np.linalg.norm(exact), name
+    state = models[1].named_state()
+    assert all(np.array_equal(state[name], b) for name, b in models[0].named_state().items())
+
+
 # ---- failures in the middle of a queue -----------------------------------------------------------
 
 

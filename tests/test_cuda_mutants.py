@@ -253,6 +253,15 @@ MUTANTS = [
         kind="expression",
     ),
     Mutant(
+        name="forward_overwrites_the_sum",
+        fault="wrong guard",
+        file="cuda/gemm_epilogue.h",
+        old="p.accumulate && writes",
+        new="false",
+        program="gemm_test",
+        kind="expression",
+    ),
+    Mutant(
         name="bias_gradient_loses_odd_rows",
         fault="wrong reduction",
         file="cuda/gemm_epilogue.h",
@@ -293,6 +302,14 @@ MUTANTS = [
         new="quad > quads",
         program="activation_test",
         kind="expression",
+    ),
+    Mutant(
+        name="sum_forgets_its_rounding_errors",
+        fault="wrong reduction",
+        file="cuda/arena_operations.cu",
+        old="store_quad(rest + at, lost);",
+        new="store_quad(rest + at, Quad<double>{});",
+        program="arena_operations_test",
     ),
     Mutant(
         name="copy_of_a_failed_step",

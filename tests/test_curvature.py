@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import thalweg as tw
+from conftest import DEVICE, scaled
 from thalweg import landscape, nn
 
 RNG = np.random.default_rng(11)
@@ -18,7 +19,7 @@ Y = np.arange(24) % 3
 
 def objective(*, seed: int = 0, dtype: str = "float64", **options: Any) -> tw.Objective:
     layers = nn.Sequential(nn.Dense(6), nn.BatchNorm(), nn.Tanh(), nn.Dense(3))
-    return tw.Objective(tw.Model(layers, 4, dtype=dtype, seed=seed, device="cpu"), X, Y, **options)
+    return tw.Objective(tw.Model(layers, 4, dtype=dtype, seed=seed, device=DEVICE), X, Y, **options)
 
 
 def symmetric(spectrum: Any, seed: int = 0) -> np.ndarray:
@@ -30,7 +31,11 @@ def chain(strengths: list[float], width: int) -> tuple[tw.Objective, int]:
     """Two linear layers on the identity: a landscape with known critical points."""
     n = len(strengths)
     model = tw.Model(
-        [nn.Dense(width, bias=False), nn.Dense(n, bias=False)], n, "squared_error", dtype="float64"
+        [nn.Dense(width, bias=False), nn.Dense(n, bias=False)],
+        n,
+        "squared_error",
+        dtype="float64",
+        device=DEVICE,
     )
     return tw.Objective(model, np.eye(n), np.diag(strengths)), n
 
@@ -148,9 +153,11 @@ def test_quadrature_of_one_probe_is_exact_for_polynomials():
 def test_spectral_density_of_a_network():
     f = objective()
     values = np.linalg.eigvalsh(f.hessian())
-    found = landscape.spectral_density(f, probes=200)
+    probes = scaled(200)
+    found = landscape.spectral_density(f, probes=probes)
     edge = values[-1] / 2
-    assert found.share_below(edge) == pytest.approx(np.mean(values < edge), abs=0.02)
+    spread = 0.28 / np.sqrt(probes)
+    assert found.share_below(edge) == pytest.approx(np.mean(values < edge), abs=spread)
     assert found.trace == pytest.approx(values.sum(), abs=6 * len(values) * found.standard_error)
 
 
@@ -230,7 +237,7 @@ def test_a_search_that_ends_early_says_so():
 
 
 def test_step_on_a_quadratic_is_predicted_exactly():
-    model = tw.Model(nn.Dense(1), 4, "squared_error", dtype="float64", seed=1)
+    model = tw.Model(nn.Dense(1), 4, "squared_error", dtype="float64", seed=1, device=DEVICE)
     f = tw.Objective(model, X, X[:, 0])
     theta = RNG.normal(size=5)
     a = np.column_stack([X, np.ones(24)])
@@ -280,7 +287,7 @@ def test_gradient_flow_along_null_and_negative_curvature():
     near = landscape.gradient_flow(f, [0.0, 1.0, 2.0], theta=[1e-3, 1e-3])
     growth = np.diff(near.theta[:, 0])
     assert growth[1] / growth[0] == pytest.approx(np.exp(2.0), rel=1e-2)
-    flat = tw.Model(nn.Dense(1), 1, "squared_error", dtype="float64")
+    flat = tw.Model(nn.Dense(1), 1, "squared_error", dtype="float64", device=DEVICE)
     linear = tw.Objective(flat, [[0.0]], [1.0])  # the weight has no influence: eigenvalue 0
     found = landscape.gradient_flow(linear, [0.0, 3.0], theta=[2.0, 0.0])
     assert found.theta[1, 0] == 2.0

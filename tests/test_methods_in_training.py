@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import thalweg as tw
+from conftest import DEVICE
 from support import snapshot
 from thalweg import nn, optim, schedules
 
@@ -31,7 +32,7 @@ METHODS: dict[str, optim.Method] = {
 
 def model(optimizer: optim.Optimizer, **options: Any) -> tw.Model:
     layers = options.pop("layers", [nn.Dense(6), nn.Tanh(), nn.Dense(2)])
-    settings = {"dtype": "float64", "seed": 1, "device": "cpu", **options}
+    settings = {"dtype": "float64", "seed": 1, "device": DEVICE, **options}
     return tw.Model(layers, 4, optimizer=optimizer, **settings)
 
 
@@ -63,7 +64,7 @@ def test_fit_is_one_step_per_update(name: str, batch_size: int) -> None:
 
 
 def test_linear_cg_solves_least_squares_in_training() -> None:
-    m = tw.Model(nn.Dense(1), 4, "squared_error", optim.LinearCG(), dtype="float64", device="cpu")
+    m = tw.Model(nn.Dense(1), 4, "squared_error", optim.LinearCG(), dtype="float64", device=DEVICE)
     target = X @ np.array([1.0, -2.0, 0.5, 3.0]) + 0.7
     m.fit(X, target, epochs=5, batch_size=60, verbose=False)
     np.testing.assert_allclose(m.parameters, [1.0, -2.0, 0.5, 3.0, 0.7], atol=1e-10)
@@ -108,13 +109,13 @@ def test_custom_loss_sees_its_rows() -> None:
         return float(np.mean(difference**2)), 2 * difference / difference.size
 
     models = [
-        tw.Model(nn.Dense(2), 4, loss, each, dtype="float64", device="cpu")
+        tw.Model(nn.Dense(2), 4, loss, each, dtype="float64", device=DEVICE)
         for each in (optim.SteepestDescent(0.2), optim.SGD(0.2))
     ]
     for each in models:
         each.fit(X, targets, epochs=3, batch_size=20, verbose=False)
     np.testing.assert_allclose(models[0].parameters, models[1].parameters, rtol=1e-10)
-    quasi = tw.Model(nn.Dense(2), 4, loss, optim.LBFGS(), dtype="float64", device="cpu")
+    quasi = tw.Model(nn.Dense(2), 4, loss, optim.LBFGS(), dtype="float64", device=DEVICE)
     quasi.fit(X, targets, epochs=20, batch_size=60, verbose=False)
     exact = np.linalg.lstsq(np.c_[X, np.ones(60)], targets, rcond=None)[0]
     np.testing.assert_allclose(quasi.parameters[:8].reshape(2, 4), exact[:4].T, atol=1e-5)
@@ -154,7 +155,7 @@ def test_resume_is_bitwise(name: str, tmp_path: Path) -> None:
     fit(part, 2, batch_size=30)
     part.fit(X, Y, epochs=1, batch_size=30, max_steps=1, verbose=False)
     part.save(tmp_path / "part.safetensors")
-    loaded = tw.Model.load(tmp_path / "part.safetensors", device="cpu")
+    loaded = tw.Model.load(tmp_path / "part.safetensors", device=DEVICE)
     assert loaded.optimizer == METHODS[name]
     copied = part.copy()
     for each in (part, loaded, copied):
@@ -194,7 +195,7 @@ def test_a_stalled_method_leaves_the_parameters() -> None:
 
 def test_divergence_is_an_error_and_keeps_the_last_good_step() -> None:
     m = tw.Model(
-        nn.Dense(1), 4, "squared_error", optim.SteepestDescent(1e9), dtype="float64", device="cpu"
+        nn.Dense(1), 4, "squared_error", optim.SteepestDescent(1e9), dtype="float64", device=DEVICE
     )
     with pytest.raises(tw.NonFiniteError):
         m.fit(X, X[:, 0], epochs=50, batch_size=60, verbose=False)
@@ -208,7 +209,7 @@ def test_minimize_takes_an_objective() -> None:
     """In float64 to a critical point; in float32 as far as its rounding allows."""
     for dtype, gtol in (("float64", 1e-6), ("float32", 1e-3)):
         network = nn.Sequential(nn.Dense(6), nn.Tanh(), nn.Dense(3))
-        model = tw.Model(network, 4, dtype=dtype, seed=2)
+        model = tw.Model(network, 4, dtype=dtype, seed=2, device=DEVICE)
         loss = tw.Objective(model, X, Y)
         before = model.parameters
         result = tw.minimize(loss, max_iterations=300, gtol=gtol)
@@ -225,7 +226,7 @@ def test_minimize_takes_an_objective() -> None:
 def test_path_sgd_does_not_see_a_rescaling() -> None:
     """METHODS s14: trajectories are invariant, gradient descent's are not."""
     layers = [nn.Dense(6, bias=False), nn.ReLU(), nn.Dense(3, bias=False)]
-    model = tw.Model(layers, 4, dtype="float64", seed=1)
+    model = tw.Model(layers, 4, dtype="float64", seed=1, device=DEVICE)
     loss = tw.Objective(model, X, Y)
     scales = np.exp(np.random.default_rng(0).normal(size=6))
     values = model.named_parameters()
@@ -246,7 +247,7 @@ def test_path_sgd_does_not_see_a_rescaling() -> None:
 
 
 def test_path_sgd_with_batch_norm_is_refused() -> None:
-    model = tw.Model([nn.Dense(3), nn.BatchNorm(), nn.Dense(3)], 4, dtype="float64")
+    model = tw.Model([nn.Dense(3), nn.BatchNorm(), nn.Dense(3)], 4, dtype="float64", device=DEVICE)
     with pytest.raises(ValueError, match="path"):
         tw.minimize(tw.Objective(model, X, Y), method="path_sgd")
 
@@ -277,7 +278,7 @@ def test_newton_wants_a_loss_with_second_derivatives() -> None:
     def loss(outputs: Any, target: Any) -> tuple[float, Any]:
         return float(np.mean((outputs - target) ** 2)), 2 * (outputs - target) / outputs.size
 
-    m = tw.Model(nn.Dense(2), 4, loss, optim.Newton(), dtype="float64", device="cpu")
+    m = tw.Model(nn.Dense(2), 4, loss, optim.Newton(), dtype="float64", device=DEVICE)
     before = snapshot(m)
     with pytest.raises(ValueError, match="Hessian-vector"):
         m.fit(X, np.eye(2)[Y], epochs=1, verbose=False)

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import reference as ref
 import thalweg as tw
-from conftest import DEVICE
+from conftest import DEVICE, EMULATED
 from support import Array, case_model, model_of, set_values, snapshot
 from test_gradients import LOSSES, NETWORKS, setup
 from thalweg import landscape, nn
 
-pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="second derivatives run on the CPU")
 EXACT = 1e-11
 CASES = 40
 
@@ -40,7 +39,7 @@ def small(
     """A float64 model of 3 inputs and 2 outputs, and data."""
     rng = np.random.default_rng(5)
     layers = [nn.Dense(5), nn.BatchNorm(), nn.Tanh(), nn.Dense(2)] if layers is None else layers
-    model = tw.Model(layers, 3, **{"dtype": "float64", "seed": 2, "device": "cpu", **options})
+    model = tw.Model(layers, 3, **{"dtype": "float64", "seed": 2, "device": DEVICE, **options})
     model.set_parameters(model.parameters + 0.3 * rng.standard_normal(model.num_parameters))
     target = rng.integers(0, 2, rows)
     if model.description["loss"]["type"] != "cross_entropy":
@@ -153,6 +152,24 @@ def test_float32_networks(tmp_path: Path) -> None:
     assert np.max(errors) <= 1e-4
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_objectives_multiply_with_full_precision(precision: str) -> None:
+    """The bits of a "highest" model, not rounded values with exact tangents."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 40)), rng.integers(0, 3, 20)
+    layers = [nn.Dense(33), nn.BatchNorm(), nn.ReLU(), nn.Dense(3)]
+    found = []
+    for each in (precision, "highest"):
+        model = tw.Model(layers, 40, device=DEVICE, matmul_precision=each)
+        objective = tw.Objective(model, x, y)
+        v = direction(model.num_parameters)
+        found.append([objective.grad(), objective.hvp(v), objective.jvp(v)])
+        trained = networks.relative_error(model.loss_and_grad(x, y)[1], found[-1][0])
+        assert trained <= 1e-4 if each != "medium" else trained > 1e-4
+    for reduced, full in zip(*found, strict=True):
+        np.testing.assert_array_equal(reduced, full)
+
+
 # ---- identities ----------------------------------------------------------------------------------
 
 
@@ -231,7 +248,7 @@ def test_gauss_newton_is_positive_semidefinite(loss: str) -> None:
 def test_the_hessian_of_a_quadratic_is_exact() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(-3, 4, (16, 3)).astype(float), rng.integers(-3, 4, (16, 1)).astype(float)
-    model = tw.Model(nn.Dense(1), 3, "squared_error", dtype="float64", device="cpu")
+    model = tw.Model(nn.Dense(1), 3, "squared_error", dtype="float64", device=DEVICE)
     objective = tw.Objective(model, x, y)
     extended = np.hstack([x, np.ones((16, 1))])
     np.testing.assert_array_equal(objective.hessian(), 2.0 * extended.T @ extended / 16)
@@ -319,7 +336,7 @@ def test_chunks_are_sums(dtype: str) -> None:
 
 def test_compensated_sums() -> None:
     """Chunks whose gradients cancel leave the sum of the small ones."""
-    model = tw.Model(nn.Dense(1, bias=False), 1, "squared_error", dtype="float64", device="cpu")
+    model = tw.Model(nn.Dense(1, bias=False), 1, "squared_error", dtype="float64", device=DEVICE)
     x = np.ones((64 * 4, 1))
     y = np.zeros((64 * 4, 1))
     y[:64], y[64:128], y[128:] = 1e17, -1e17, 0.5
@@ -400,11 +417,12 @@ def test_the_model_is_followed() -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_bits_do_not_depend_on_threads(dtype: str) -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((400, 50)), rng.integers(0, 10, 400)
+    rows = 150 if EMULATED else 400
+    x, y = rng.standard_normal((rows, 50)), rng.integers(0, 10, rows)
     layers = [nn.Dense(70), nn.BatchNorm(), nn.ReLU(), nn.Maxout(40), nn.Dense(10)]
     results = []
-    for threads in (1, 2, 3, 4, 8):
-        model = tw.Model(layers, 50, dtype=dtype, device="cpu", threads=threads)
+    for threads in (1, 3) if EMULATED else (1, 2, 3, 4, 8):
+        model = tw.Model(layers, 50, dtype=dtype, device=DEVICE, threads=threads)
         objective = tw.Objective(model, x, y)
         frozen = tw.Objective(model, x, y, statistics="frozen", chunk_size=128)
         v = direction(model.num_parameters)
@@ -441,7 +459,7 @@ def test_many_threads_share_an_objective() -> None:
 def test_interrupt() -> None:
     rng = np.random.default_rng(0)
     layers = [nn.Dense(60), nn.Tanh(), nn.Dense(60), nn.Tanh(), nn.Dense(5)]
-    model = tw.Model(layers, 60, dtype="float64", device="cpu", threads=2)
+    model = tw.Model(layers, 60, dtype="float64", device=DEVICE, threads=2)
     objective = tw.Objective(model, rng.standard_normal((4000, 60)), rng.integers(0, 5, 4000))
     v = direction(model.num_parameters)
     expected = objective.hvp(v)
@@ -453,6 +471,16 @@ def test_interrupt() -> None:
     assert time.monotonic() - start < 10.0
     timer.join()
     np.testing.assert_array_equal(objective.hvp(v), expected)
+
+
+def test_data_that_spoil_are_noticed() -> None:
+    model, x, y = small()
+    objective = tw.Objective(model, x, y)
+    y[3] = 2
+    with pytest.raises(ValueError, match="changed while it was in use"):
+        objective.value()
+    y[3] = 1
+    assert np.isfinite(objective.value())
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -558,7 +586,7 @@ V = np.ones(NORMED.num_parameters)
         (lambda: tw.Objective(PLAIN, X, Y).per_example_grads(rows=(3, 1)), ValueError, ">= 3"),
         (
             lambda: tw.Objective(
-                tw.Model(nn.Dense(200), 100, dtype="float64", device="cpu"),
+                tw.Model(nn.Dense(200), 100, dtype="float64", device=DEVICE),
                 np.zeros((2, 100)),
                 [0, 1],
             ).hessian(),
@@ -618,7 +646,7 @@ def brute_force(model: tw.Model, p: float, biases: bool) -> tuple[float, Array]:
 
 def chain(bias: bool = True) -> tw.Model:
     layers = [nn.Dense(4, bias=bias), nn.ReLU(), nn.Dense(3, bias=bias), nn.ReLU(), nn.Dense(2)]
-    model = tw.Model(layers, 3, dtype="float64", device="cpu", seed=4)
+    model = tw.Model(layers, 3, dtype="float64", device=DEVICE, seed=4)
     model.set_parameters(model.parameters + 0.3 * direction(model.num_parameters) * 5)
     return model
 
@@ -682,14 +710,14 @@ def test_dead_paths_have_no_scale() -> None:
 def test_paths_of_residual_and_maxout_layers() -> None:
     residual = tw.Model(
         [nn.Dense(3), nn.Residual([nn.Dense(3, bias=False), nn.ReLU()], zero_init=False)],
-        2, "squared_error", dtype="float64", device="cpu",
+        2, "squared_error", dtype="float64", device=DEVICE,
     )  # fmt: skip
     w, _, v = residual.named_parameters().values()
     total = np.sum((np.eye(3) + v**2) @ w**2)
     assert math.isclose(landscape.path_norm(residual, biases=False) ** 2, total, rel_tol=1e-12)
     maxout = tw.Model(
         [nn.Maxout(3, pieces=2, bias=False), nn.Dense(1, bias=False)],
-        2, "squared_error", dtype="float64", device="cpu",
+        2, "squared_error", dtype="float64", device=DEVICE,
     )  # fmt: skip
     w, v = maxout.named_parameters().values()
     total = np.sum(v**2 @ (w**2).reshape(3, 2, 2).sum(axis=1))

@@ -1,6 +1,7 @@
 #include "cuda/arena_operations.h"
 #include "cuda/block_reduction.h"
 #include "cuda/quad_loop.h"
+#include "math/compensated_sum.h"
 
 namespace thalweg::cuda {
 namespace {
@@ -39,6 +40,25 @@ TW_KERNEL void axpy_kernel(const T a, const T* x, T* y, const std::int64_t count
     TW_UNROLL
     for (int j = 0; j < kQuad; ++j) to[j] = madd(a, from[j], to[j]);
     store_quad(y + at, to);
+  });
+}
+
+template <class T>
+TW_KERNEL void add_compensated_kernel(const T* x, double* sums, double* rest,
+                                      const std::int64_t count, const bool first) {
+  for_flat_quads(count, [&](std::int64_t at) {
+    const Quad<T> terms = load_quad(x + at);
+    Quad<double> sum{};
+    Quad<double> lost{};
+    if (!first) {
+      sum = load_quad(sums + at);
+      lost = load_quad(rest + at);
+    }
+    TW_UNROLL
+    for (int j = 0; j < kQuad; ++j)
+      thalweg::add_compensated(sum[j], lost[j], static_cast<double>(terms[j]));
+    store_quad(sums + at, sum);
+    store_quad(rest + at, lost);
   });
 }
 
@@ -115,6 +135,13 @@ void axpy(double a, const T* x, T* y, std::int64_t count, cudaStream_t stream) {
   launch(axpy_kernel<T>, elementwise("axpy", count, stream), static_cast<T>(a), x, y, count);
 }
 
+template <class T>
+void add_compensated(const T* x, double* sums, double* rest, std::int64_t count, bool first,
+                     cudaStream_t stream) {
+  launch(add_compensated_kernel<T>, elementwise("add_compensated", count, stream), x, sums, rest,
+         count, first);
+}
+
 std::size_t dot_scratch_bytes(std::int64_t count) {
   return sizeof(double) * static_cast<std::size_t>(ceil_div(count, kSumChunk));
 }
@@ -150,10 +177,11 @@ void copy_if_running(const StepState* state, const void* from, void* to, std::si
          static_cast<const std::uint32_t*>(from), static_cast<std::uint32_t*>(to), count);
 }
 
-#define TW_INSTANTIATE(T)                                                                     \
-  template void scale(T*, double, std::int64_t, cudaStream_t);                                \
-  template void axpy(double, const T*, T*, std::int64_t, cudaStream_t);                       \
-  template void dot(const T*, const T*, std::int64_t, double*, const Scratch&, cudaStream_t); \
+#define TW_INSTANTIATE(T)                                                                      \
+  template void scale(T*, double, std::int64_t, cudaStream_t);                                 \
+  template void axpy(double, const T*, T*, std::int64_t, cudaStream_t);                        \
+  template void add_compensated(const T*, double*, double*, std::int64_t, bool, cudaStream_t); \
+  template void dot(const T*, const T*, std::int64_t, double*, const Scratch&, cudaStream_t);  \
   template void count_not_finite(const T*, std::int64_t, unsigned long long*, cudaStream_t);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

@@ -19,6 +19,11 @@ void scale(T* x, double factor, std::int64_t count, cudaStream_t stream);
 template <class T>
 void axpy(double a, const T* x, T* y, std::int64_t count, cudaStream_t stream);
 
+// sums and rest as add_compensated() of math/compensated_sum.h; zero before the `first` term.
+template <class T>
+void add_compensated(const T* x, double* sums, double* rest, std::int64_t count, bool first,
+                     cudaStream_t stream);
+
 // *result = x . y in double, in an order that `count` fixes; x may be y.
 std::size_t dot_scratch_bytes(std::int64_t count);
 template <class T>

@@ -45,7 +45,7 @@ enum class TileShape : int {
 template <class T>
 inline constexpr std::int64_t kFusedClasses = sizeof(T) == 4 ? 128 : 64;
 
-// z = (X W^T) * scale + shift; y = phi(z); Y = dropout(y).
+// z = (X W^T) * scale + shift [+ Y]; y = phi(z); Y = dropout(y).
 template <class T>
 struct DenseForward {
   Precision precision = Precision::kSimt;
@@ -54,6 +54,7 @@ struct DenseForward {
   Matrix<T> y;               // [rows, out]; may be absent under a loss
   const T* scale = nullptr;  // [out]
   const T* shift = nullptr;  // [out]: the bias
+  bool accumulate = false;   // add what Y holds
   Activation activation{};
   Matrix<T> pre;  // z
   // Of the elements of Y, whether they are positive: [rows][sign_words(out)].

@@ -420,6 +420,7 @@ TW_DEVICE void finish_slab(const ForwardTask<T>& task, S slab, const SlabPlace& 
     Quad<T> z = load_quad(slab.row(r) + c);
     if (p.scale && inside) z = multiply(z, load_quad(p.scale + column));
     if (p.shift && inside) z = sum(z, load_quad(p.shift + column));
+    if (p.accumulate && writes) z = sum(z, load_quad(p.y, row, column));
     if (p.pre.present() && r < place.rows && column < p.pre.pitch) {
       z = store_quad(p.pre, row, column, z);
     }

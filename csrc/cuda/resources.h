@@ -219,6 +219,21 @@ class Graph {
   std::size_t nodes_ = 0;
 };
 
+inline int current_device(const char* operation) {
+  int device = 0;
+  check(cudaGetDevice(&device), operation);
+  return device;
+}
+
+// 90 for 9.0.
+inline int compute_capability(int device, const char* operation) {
+  int major = 0;
+  int minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), operation);
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), operation);
+  return 10 * major + minor;
+}
+
 // Makes a device current, and the one before again at its end.
 class DeviceScope {
  public:

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "core/error.h"
 #include "cuda/activation.h"
 #include "cuda/batch_norm.h"
 #include "cuda/dropout.h"
@@ -13,18 +12,6 @@
 #include "math/philox.h"
 
 namespace thalweg {
-
-template <class T>
-template <class Launch>
-void CudaBackend<T>::run(std::size_t bytes, Launch&& launch) {
-  if (sizing_) {
-    most_scratch_ = std::max(most_scratch_, bytes);
-    return;
-  }
-  expect<InternalError>(bytes <= workspace_.scratch_bytes(), "[executor] expected at most ",
-                        workspace_.scratch_bytes(), " bytes of scratch memory to do, got ", bytes);
-  launch(workspace_.scratch());
-}
 
 template <class T>
 void CudaBackend<T>::begin_forward(const Pass& pass) {
@@ -325,16 +312,21 @@ void CudaBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& 
 }
 
 template <class T>
-void CudaBackend<T>::bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena) {
-  if (bias_taken_[tensor]) return;
+void CudaBackend<T>::sum_columns(const Matrix& x, bool accumulate, T* sums) {
   cuda::ColumnSums<T> problem;
-  problem.x = dy;
-  problem.sums = arena + parameters_.layout.tensors[tensor].offset;
+  problem.x = x;
+  problem.sums = sums;
   problem.accumulate = accumulate;
   run(cuda::scratch_bytes(problem), [&](const cuda::Scratch& scratch) {
     problem.scratch = scratch;
     cuda::column_sums(problem, stream_);
   });
+}
+
+template <class T>
+void CudaBackend<T>::bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena) {
+  if (bias_taken_[tensor]) return;
+  sum_columns(dy, accumulate, arena + parameters_.layout.tensors[tensor].offset);
 }
 
 // batch_norm_backward() has written it.

@@ -9,11 +9,13 @@
 // products on both sides. The derivative of the ReLU family is kept as one bit per element.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
+#include "core/error.h"
 #include "cuda/dropout.h"
 #include "cuda/matrix.h"
 #include "cuda/step_state.h"
@@ -96,10 +98,21 @@ class CudaBackend {
   static std::size_t scratch_bytes(const Plan& plan, const CudaParameters<T>& parameters,
                                    CudaWorkspace<T>& workspace);
 
- private:
+ protected:
   // launch(scratch), unless only the bytes matter.
   template <class Launch>
-  void run(std::size_t bytes, Launch&& launch);
+  void run(std::size_t bytes, Launch&& launch) {
+    if (sizing_) {
+      most_scratch_ = std::max(most_scratch_, bytes);
+      return;
+    }
+    expect<InternalError>(bytes <= workspace_.scratch_bytes(), "[executor] expected at most ",
+                          workspace_.scratch_bytes(), " bytes of scratch memory to do, got ",
+                          bytes);
+    launch(workspace_.scratch());
+  }
+  // sums (+)= column sums of x.
+  void sum_columns(const Matrix& x, bool accumulate, T* sums);
   // A vector's place in the gradients' arena.
   T* gradient_of(int tensor) const {
     return results_.gradients + parameters_.layout.tensors[tensor].offset;
@@ -107,15 +120,18 @@ class CudaBackend {
   cuda::RowWeights<T> row_weights(int state) const {
     return plan_.states[state].weighted ? workspace_.batch_norm_weights() : cuda::RowWeights<T>{};
   }
-  cuda::BatchStatistics<T> statistics(int state) const;
-  cuda::Dropout dropout_of(const Pass& pass, const Node& node) const;
-  cuda::Loss<T> loss_problem(const LossRequest& request, const Matrix& gradient) const;
 
   const Plan& plan_;
   const CudaParameters<T>& parameters_;
   CudaWorkspace<T>& workspace_;
   CudaResults<T> results_;
   cudaStream_t stream_;
+
+ private:
+  cuda::BatchStatistics<T> statistics(int state) const;
+  cuda::Dropout dropout_of(const Pass& pass, const Node& node) const;
+  cuda::Loss<T> loss_problem(const LossRequest& request, const Matrix& gradient) const;
+
   std::vector<bool> bias_taken_;    // by tensor: its gradient is there already
   bool statistics_wanted_ = false;  // batch_norm() takes them along
   bool sizing_ = false;

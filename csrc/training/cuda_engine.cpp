@@ -11,22 +11,6 @@ namespace {
 
 constexpr const char* kOperation = "model";
 
-int current_device() {
-  int device = 0;
-  cuda::check(cudaGetDevice(&device), kOperation);
-  return device;
-}
-
-int compute_capability(int device) {
-  int major = 0;
-  int minor = 0;
-  cuda::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-              kOperation);
-  cuda::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-              kOperation);
-  return 10 * major + minor;
-}
-
 template <class T>
 void clear(const cuda::DeviceArray<T>& array, cudaStream_t stream) {
   if (array.size() > 0)
@@ -57,11 +41,13 @@ template <class T>
 CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
     : plan_(plan),
       threads_(threads),
-      device_(current_device()),
+      device_(cuda::current_device(kOperation)),
       stream_(kOperation, stream),
       exchange_(device_, stream),
-      parameters_(plan, CudaPrecision::choose(plan.description, compute_capability(device_)),
-                  stream_),
+      parameters_(
+          plan,
+          CudaPrecision::choose(plan.description, cuda::compute_capability(device_, kOperation)),
+          stream_),
       slots_(plan, parameters_.layout, plan.description.optimizer, stream_),
       state_(1, kOperation),
       host_state_(1, kOperation),

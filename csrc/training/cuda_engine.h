@@ -204,11 +204,6 @@ class CudaEngine final : public Engine<T> {
              Finish&& finish) const;
   // Whole arrays, staged where they lie in host memory.
   Data stage_all(Lane& lane, const Data& data, const Interrupt& interrupt) const;
-  void queue_gather(const Data& data, Targets targets, std::int64_t first, bool fill_weights,
-                    cuda::StepState* state, CudaWorkspace<T>& workspace, cudaStream_t stream) const;
-  double call_custom_loss(CudaWorkspace<T>& workspace, int output,
-                          const std::vector<std::int64_t>& row_index, const CustomLoss& loss,
-                          double scale, cudaStream_t stream) const;
 
   const Plan& plan_;
   const int threads_;

@@ -1,9 +1,6 @@
 // Pure passes on a GPU: evaluation, prediction, loss and gradient. Each call takes a lane, a stream
 // with a workspace, and may run beside others.
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <thread>
 #include <utility>
 
 #include "core/error.h"
@@ -12,6 +9,7 @@
 #include "cuda/loss.h"
 #include "math/activations.h"
 #include "training/cuda_engine.h"
+#include "training/cuda_rows.h"
 
 namespace thalweg {
 namespace {
@@ -19,39 +17,6 @@ namespace {
 // Rows of one pass: whole row blocks, so that sums over rows do not depend on the batch size.
 std::int64_t inference_rows(std::int64_t rows, std::int64_t batch_size) {
   return std::min(round_up(std::min(batch_size, rows), kRowBlock), rows);
-}
-
-// Rows [first, first + rows) of a data set.
-Data slice(const Data& data, std::int64_t first, std::int64_t rows) {
-  Data part = data;
-  for (ArrayView* array : {&part.x, &part.y, &part.weights})
-    if (array->present()) *array = array->slice(first, rows);
-  return part;
-}
-
-// Waits for what was queued before the event; false when the caller wants to stop.
-bool wait_for(const cuda::Event& event, const Interrupt& interrupt, const char* operation) {
-  constexpr std::chrono::milliseconds kAskEvery{2};
-  auto asked = std::chrono::steady_clock::now();
-  while (!event.done(operation)) {
-    const auto now = std::chrono::steady_clock::now();
-    if (interrupt && now - asked >= kAskEvery) {
-      if (interrupt()) return false;
-      asked = now;
-    }
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
-  return true;
-}
-
-// A matrix -> rows without gaps in host or device memory, when `stream` gets there.
-template <class T>
-void queue_download(const cuda::Matrix<T>& from, T* to, cudaStream_t stream,
-                    const char* operation) {
-  const std::size_t width = array_bytes(from.width, sizeof(T));
-  cuda::check(cudaMemcpy2DAsync(to, width, from.data, array_bytes(from.pitch, sizeof(T)), width,
-                                static_cast<std::size_t>(from.rows), cudaMemcpyDefault, stream),
-              operation);
 }
 
 }  // namespace
@@ -110,56 +75,6 @@ void CudaEngine<T>::release_workspaces() const {
 }
 
 template <class T>
-void CudaEngine<T>::queue_gather(const Data& data, Targets targets, std::int64_t first,
-                                 bool fill_weights, cuda::StepState* state,
-                                 CudaWorkspace<T>& workspace, cudaStream_t stream) const {
-  cuda::RowOrder order;
-  order.offset = first;
-  cuda::gather<T>(data.x, order, workspace.value(0), stream);
-  if (targets == Targets::kDense) cuda::gather<T>(data.y, order, workspace.targets(), stream);
-  const bool weighted = data.weights.present();
-  if (targets != Targets::kLabels && !weighted && !fill_weights && state == nullptr) return;
-  cuda::GatherTargets<T> problem;
-  problem.order = order;
-  problem.rows = workspace.rows();
-  if (targets == Targets::kLabels) {
-    problem.labels = data.y;
-    problem.classes = plan_.out_features;
-    problem.label_out = workspace.labels.data();
-  }
-  problem.weights = data.weights;
-  if (weighted || fill_weights) problem.row_weights = workspace.row_weights.data();
-  if (fill_weights) {
-    problem.block_weights = workspace.block_weights.data();
-    problem.total_weight = workspace.total_weight.data();
-  }
-  problem.state = state;
-  problem.gradient_divisor = loss_scale_divisor(plan_);
-  cuda::gather_targets(problem, workspace.scratch(), stream);
-}
-
-template <class T>
-double CudaEngine<T>::call_custom_loss(CudaWorkspace<T>& workspace, int output,
-                                       const std::vector<std::int64_t>& row_index,
-                                       const CustomLoss& loss, double scale,
-                                       cudaStream_t stream) const {
-  constexpr const char* kOperation = "loss";
-  const cuda::Matrix<T> outputs = workspace.value(output);
-  const auto size = static_cast<std::size_t>(outputs.rows * outputs.width);
-  std::vector<T> predictions(size), gradient(size);
-  queue_download(outputs, predictions.data(), stream, kOperation);
-  cuda::check(cudaStreamSynchronize(stream), kOperation);
-  const double value = loss(predictions.data(), row_index.data(), outputs.rows, gradient.data());
-  if (!workspace.has_gradients()) return value;
-  for (T& element : gradient) element = static_cast<T>(scale * static_cast<double>(element));
-  const cuda::DeviceArray<T> rows(static_cast<std::int64_t>(size), kOperation);
-  cuda::upload(gradient.data(), rows.data(), rows.size(), stream, kOperation);
-  cuda::pack<T>(rows.data(), outputs.width, workspace.gradient(plan_.output), stream);
-  cuda::check(cudaStreamSynchronize(stream), kOperation);
-  return value;
-}
-
-template <class T>
 template <class Queue, class Finish>
 void CudaEngine<T>::infer(Lane& lane, const Data& data, Targets targets, std::int64_t chunk,
                           bool with_loss, const Interrupt& interrupt, const char* operation,
@@ -189,7 +104,7 @@ void CudaEngine<T>::infer(Lane& lane, const Data& data, Targets targets, std::in
       part = lane.staging->view(slot, part, count);
     }
     lane.workspace.set_rows(count);
-    queue_gather(part, targets, 0, false, nullptr, lane.workspace, lane.stream);
+    queue_rows(plan_, part, targets, 0, false, nullptr, lane.workspace, lane.stream);
     CudaResults<T> results;
     results.accumulate = first > 0;
     CudaBackend<T> backend(plan_, parameters_, lane.workspace, results, lane.stream);
@@ -279,7 +194,7 @@ LossTotals CudaEngine<T>::evaluate(const Data& data, Targets targets, std::int64
         first += rows;
         const auto weight = static_cast<double>(rows);
         sum.loss +=
-            weight * call_custom_loss(lane.workspace, plan_.value_holder(plan_.output, true),
+            weight * call_custom_loss(plan_, lane.workspace, plan_.value_holder(plan_.output, true),
                                       row_index, custom_loss, 0.0, lane.stream);
         sum.weight += weight;
       },
@@ -315,8 +230,8 @@ void CudaEngine<T>::activations(const ArrayView& x, bool training, std::uint64_t
   Data data;
   data.x = x;
   if (exchange_.memory_of(out[0]) == Memory::kCuda) exchange_.join(lane.stream);
-  queue_gather(stage_all(lane, data, interrupt), Targets::kNone, 0, plan.has_weighted_batch_norm(),
-               nullptr, lane.workspace, lane.stream);
+  queue_rows(plan, stage_all(lane, data, interrupt), Targets::kNone, 0,
+             plan.has_weighted_batch_norm(), nullptr, lane.workspace, lane.stream);
   Pass pass;
   pass.mode = training ? Mode::kTraining : Mode::kInference;
   pass.seed = plan.description.seed;
@@ -348,9 +263,9 @@ LossTotals CudaEngine<T>::loss_and_gradient(const Data& data, Targets targets,
   cuda::upload(&state, lane.state.data(), 1, lane.stream, kOperation);
   for (const T* result : {request.gradient, request.input_gradient})
     if (exchange_.memory_of(result) == Memory::kCuda) exchange_.join(lane.stream);
-  queue_gather(stage_all(lane, data, request.interrupt), targets, 0,
-               request.training && plan_.has_weighted_batch_norm(), lane.state.data(),
-               lane.workspace, lane.stream);
+  queue_rows(plan_, stage_all(lane, data, request.interrupt), targets, 0,
+             request.training && plan_.has_weighted_batch_norm(), lane.state.data(), lane.workspace,
+             lane.stream);
   if (request.training && plan_.has_weighted_batch_norm()) {
     cuda::download(lane.state.data(), &state, 1, lane.stream, kOperation);
     check_total_weight(plan_, state.weight, kOperation);
@@ -373,8 +288,8 @@ LossTotals CudaEngine<T>::loss_and_gradient(const Data& data, Targets targets,
     std::vector<std::int64_t> row_index;
     for (std::int64_t r = 0; r < rows; ++r) row_index.push_back(r);
     const double value = call_custom_loss(
-        lane.workspace, plan_.value_holder(plan_.output, pass.mode == Mode::kInference), row_index,
-        request.custom_loss, 1.0, lane.stream);
+        plan_, lane.workspace, plan_.value_holder(plan_.output, pass.mode == Mode::kInference),
+        row_index, request.custom_loss, 1.0, lane.stream);
     cuda::download(lane.state.data(), &state, 1, lane.stream, kOperation);
     totals.weight = state.weight;
     totals.loss = value / loss_scale(plan_, totals.weight);
@@ -419,8 +334,8 @@ void CudaEngine<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
     const std::int64_t rows = data.x.rows;
     if (rows < 2) break;
     lane.workspace.set_rows(rows);
-    queue_gather(stage_all(lane, data, interrupt), Targets::kNone, 0,
-                 plan_.has_weighted_batch_norm(), nullptr, lane.workspace, lane.stream);
+    queue_rows(plan_, stage_all(lane, data, interrupt), Targets::kNone, 0,
+               plan_.has_weighted_batch_norm(), nullptr, lane.workspace, lane.stream);
     Pass pass;
     pass.mode = Mode::kTraining;
     pass.seed = plan_.description.seed;
@@ -455,21 +370,18 @@ void CudaEngine<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
   set_batches(std::vector<std::int64_t>(plan_.states.size(), batches));
 }
 
-#define TW_INSTANTIATE(T)                                                                         \
-  template CudaEngine<T>::Lane::Lane(const Plan&, const CudaParameters<T>&, std::int64_t, bool);  \
-  template void CudaEngine<T>::release_workspaces() const;                                        \
-  template double CudaEngine<T>::call_custom_loss(CudaWorkspace<T>&, int,                         \
-                                                  const std::vector<std::int64_t>&,               \
-                                                  const CustomLoss&, double, cudaStream_t) const; \
-  template void CudaEngine<T>::predict(const ArrayView&, std::int64_t, OutputMap, T*,             \
-                                       const Interrupt&, const char*) const;                      \
-  template LossTotals CudaEngine<T>::evaluate(const Data&, Targets, std::int64_t,                 \
-                                              const CustomLoss&, const Interrupt&) const;         \
-  template void CudaEngine<T>::activations(const ArrayView&, bool, std::uint64_t,                 \
-                                           const std::vector<void*>&, const Interrupt&) const;    \
-  template LossTotals CudaEngine<T>::loss_and_gradient(const Data&, Targets,                      \
-                                                       const GradientRequest<T>&) const;          \
-  template void CudaEngine<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,             \
+#define TW_INSTANTIATE(T)                                                                        \
+  template CudaEngine<T>::Lane::Lane(const Plan&, const CudaParameters<T>&, std::int64_t, bool); \
+  template void CudaEngine<T>::release_workspaces() const;                                       \
+  template void CudaEngine<T>::predict(const ArrayView&, std::int64_t, OutputMap, T*,            \
+                                       const Interrupt&, const char*) const;                     \
+  template LossTotals CudaEngine<T>::evaluate(const Data&, Targets, std::int64_t,                \
+                                              const CustomLoss&, const Interrupt&) const;        \
+  template void CudaEngine<T>::activations(const ArrayView&, bool, std::uint64_t,                \
+                                           const std::vector<void*>&, const Interrupt&) const;   \
+  template LossTotals CudaEngine<T>::loss_and_gradient(const Data&, Targets,                     \
+                                                       const GradientRequest<T>&) const;         \
+  template void CudaEngine<T>::recalibrate_batch_norm(const ArrayView&, std::int64_t,            \
                                                       std::uint64_t, const Interrupt&);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

@@ -14,6 +14,7 @@
 #include "cuda/arena_operations.h"
 #include "cuda/gather.h"
 #include "training/cuda_engine.h"
+#include "training/cuda_rows.h"
 
 namespace thalweg {
 namespace {
@@ -55,14 +56,6 @@ class Question {
   bool stopped_ = false;
   Clock::time_point last_;
 };
-
-// Elements of a matrix in device memory, row by row.
-template <class T>
-bool all_finite(const cuda::Matrix<T>& matrix, cudaStream_t stream) {
-  std::vector<T> host(static_cast<std::size_t>(matrix.size()));
-  cuda::download<T>(matrix.data, host.data(), matrix.size(), stream, kOperation);
-  return std::all_of(host.begin(), host.end(), [](T value) { return std::isfinite(value); });
-}
 
 }  // namespace
 
@@ -658,7 +651,7 @@ std::string CudaEngine<T>::first_layer_not_finite(const Order& order, const Plan
 template <class T>
 std::string CudaEngine<T>::layer_not_finite() const {
   for (const Node& node : plan_.nodes)
-    if (!all_finite(workspace_->value(node.output), stream_)) return node.layer;
+    if (!all_finite(workspace_->value(node.output), stream_, kOperation)) return node.layer;
   return {};
 }
 
@@ -708,7 +701,7 @@ RunResult CudaEngine<T>::run_custom(const Order& order, const Interrupt& interru
       row_index[static_cast<std::size_t>(r)] = order(parts[p].position + r);
     const double rows = static_cast<double>(minibatch.rows);
     const double value =
-        call_custom_loss(*workspace_, plan_.output, row_index, fit_->source.custom_loss,
+        call_custom_loss(plan_, *workspace_, plan_.output, row_index, fit_->source.custom_loss,
                          rows / static_cast<double>(update.rows), stream_);
     if (!std::isfinite(value)) {
       result.end = RunEnd::kLossNotFinite;

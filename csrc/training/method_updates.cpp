@@ -28,13 +28,24 @@ MethodUpdates<T>::MethodUpdates(const Model& model, const Plan& plan, Engine<T>&
 
 template <class T>
 void MethodUpdates<T>::begin_fit(const FitSource& source) {
-  source_ = &source;
+  source_ = source;
+  // Rows are selected on the host.
+  std::size_t next = 0;
+  for (ArrayView* array : {&source_->data.x, &source_->data.y, &source_->data.weights}) {
+    std::vector<std::byte>& rows = fetched_[next++];
+    if (!array->on_device()) continue;
+    rows.resize(array_bytes(array->rows, static_cast<std::size_t>(row_bytes_of(*array))));
+    engine_.exchange()->fetch(*array, rows.data());
+    *array = contiguous_view(*array, array->rows, rows.data());
+    array->memory = Memory::kHost;
+  }
 }
 
 template <class T>
 void MethodUpdates<T>::end_fit() noexcept {
-  source_ = nullptr;
   rows_.reset();
+  source_.reset();
+  for (std::vector<std::byte>& rows : fetched_) rows = {};
 }
 
 template <class T>

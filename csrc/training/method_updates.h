@@ -2,6 +2,8 @@
 // batch statistics and its dropout masks.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -54,7 +56,8 @@ class MethodUpdates {
   const Plan& plan_;
   Engine<T>& engine_;
   std::unique_ptr<minimize::Method> method_;
-  const FitSource* source_ = nullptr;
+  std::optional<FitSource> source_;                // in host memory
+  std::array<std::vector<std::byte>, 3> fetched_;  // x, y and weights that came on the device
   std::unique_ptr<Rows> rows_;
   UpdateParts parts_;
   std::int64_t no_decrease_ = 0;

@@ -23,13 +23,6 @@ TensorInfo info_of(const std::string& name, std::vector<std::int64_t> shape, std
   return info;
 }
 
-// Second derivatives are computed on the CPU.
-void check_method_device(const OptimizerDescription& optimizer, const std::string& device) {
-  expect<DeviceError>(!optimizer.method || device == "cpu",
-                      "[model] expected an elementwise optimizer on ", device,
-                      ", got a method on the whole objective; use device=\"cpu\"");
-}
-
 }  // namespace
 
 int resolve_threads(int threads) {
@@ -70,7 +63,6 @@ TypedModel<T>::TypedModel(const Description& description, const std::string& dev
   for (const LayerOutput& layer : plan_.layers)
     layers_.push_back(
         {layer.name, layer.type, plan_.buffers[layer.buffer].width, layer.parameters});
-  check_method_device(plan_.description.optimizer, device);
   engine_ = make_engine<T>(device, plan_, threads_, stream_);
   reset();
 }
@@ -170,7 +162,6 @@ void TypedModel<T>::reset() {
 
 template <class T>
 void TypedModel<T>::set_optimizer(const OptimizerDescription& optimizer) {
-  check_method_device(optimizer, device());
   OptimizerDescription description = optimizer;
   engine_->set_optimizer(optimizer);
   plan_.description.optimizer = std::move(description);

@@ -28,6 +28,10 @@ class Objective:
     the Jacobian of the outputs, all exact and none of them formed (Pearlmutter 1994, Schraudolph
     2002). Evaluations never change the model or its batch-norm statistics.
 
+    Everything is computed on the model's device, in its dtype, and with full precision: products of
+    "high" and "medium" models are those of `matmul_precision="highest"` here, so that derivatives
+    are derivatives of the value.
+
     Vectors are flat, in the order of `Model.layout`. `theta` is where to evaluate; None is where
     the model's parameters are at the time of the call. Several products at one point cost less than
     the first, which runs the passes that all of them need.
@@ -35,8 +39,6 @@ class Objective:
     Parameters
     ----------
     model : Model
-        On CUDA there are `value` and `grad` only, in one chunk, and with batch norm dropout goes
-        with batch statistics.
     x : array ``[rows, in_features]``
         May be larger than memory (`numpy.memmap`): it is read in chunks.
     y : array ``[rows]`` or ``[rows, out_features]``
@@ -57,8 +59,6 @@ class Objective:
     ------
     ValueError, TypeError
         For data that do not fit the model, or a chunk smaller than a batch norm needs.
-    DeviceError
-        For what a model on CUDA does not have yet; products raise it too.
 
     Notes
     -----

@@ -14,8 +14,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "training/model_objective.h"
-#include "training/typed_objective.h"
+#include "training/cpu_objective.h"
 
 namespace {
 
@@ -111,7 +110,7 @@ void test(bool norm) {
   data.x = ArrayView::matrix(x.data(), kRows, kFeatures);
   data.y = ArrayView::vector(y.data(), kRows);
 
-  TypedObjective<T> objective(*model, data, {}, {}, Counted<T>::table());
+  CpuObjective<T> objective(*model, data, {}, {}, Counted<T>::table());
   minimize::Function& function = objective;
   check(function.dimension() == model->num_parameters(), name, ": dimension");
   check(function.has_hessian() && function.has_gauss_newton(), name, ": no products");
@@ -157,22 +156,6 @@ void test(bool norm) {
   std::printf("%s: a Hessian product takes %.3f, then %.3f gradients\n", name.c_str(),
               static_cast<double>(of_first) / static_cast<double>(of_gradient),
               static_cast<double>(of_second) / static_cast<double>(of_gradient));
-
-  // What models on other devices get: the same loss, and no products.
-  ModelObjective<T> through_model(*model, data, {}, {});
-  check(through_model.value_and_gradient(theta.data(), again.data()) ==
-            function.value_and_gradient(theta.data(), gradient.data()),
-        name, ": the loss through a model differs");
-  check(again == gradient, name, ": the gradient through a model differs");
-  check(through_model.value(theta.data()) == function.value(theta.data()), name, ": value");
-  bool refused = false;
-  try {
-    through_model.hessian_product(theta.data(), v.data(), again.data());
-  } catch (const DeviceError&) {
-    refused = !through_model.has_hessian() && !through_model.has_gauss_newton();
-  }
-  check(refused, name, ": a product through a model");
-  function.hessian_product(theta.data(), v.data(), again.data());
 
   std::vector<double> at = theta;
   for (int point = 0; point < 2; ++point) {

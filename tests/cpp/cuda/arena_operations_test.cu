@@ -52,6 +52,28 @@ void test_arena(int64_t count) {
               bad.download()[0]);
 }
 
+// Large terms that cancel leave the small ones, and every element has a sum of its own.
+template <class T>
+void test_compensated_sum(int64_t count) {
+  context = concat("compensated sum ", sizeof(T) == 4 ? "float32 " : "float64 ", count);
+  DeviceArray<double> sums(count), rest(count);
+  std::vector<double> want(static_cast<std::size_t>(count), 0.0);
+  const double factors[] = {1e17, 1.0, 3.0, -1e17};
+  for (int term = 0; term < 4; ++term) {
+    std::vector<T> x;
+    for (int64_t i = 0; i < count; ++i) {
+      x.push_back(static_cast<T>(factors[term] * static_cast<double>(i % 7 + 1)));
+      if (term == 1 || term == 2)
+        want[static_cast<std::size_t>(i)] += static_cast<double>(x.back());
+    }
+    add_compensated(DeviceArray<T>(x).data(), sums.data(), rest.data(), count, term == 0, nullptr);
+  }
+  std::vector<double> got = sums.download();
+  const std::vector<double> lost = rest.download();
+  for (std::size_t i = 0; i < got.size(); ++i) got[i] += lost[i];
+  expect_same_bits("sum", got, want);
+}
+
 void test_split(int64_t count) {
   context = concat("planes ", count);
   const std::vector<float> x = Random(1).normals<float>(count);
@@ -90,6 +112,8 @@ void tests() {
   for (const int64_t count : {4, 256, 1024, 4096, 4352, 70000}) {
     test_arena<float>(count);
     test_arena<double>(count);
+    test_compensated_sum<float>(count);
+    test_compensated_sum<double>(count);
     test_split(count);
   }
   test_copy_if_running();

@@ -467,12 +467,14 @@ bool bit_of(const std::vector<std::uint32_t>& words, int64_t width, int64_t r, i
   return (words[static_cast<std::size_t>(r * sign_words(width) + c / 32)] >> (c % 32) & 1u) != 0;
 }
 
-// Scale, shift, z, activation, signs, dropout, rounding and planes.
+// Scale, shift, a sum with what was there, z, activation, signs, dropout, rounding and planes.
 template <class T>
 void test_forward_epilogue(Precision precision, TileShape tile, const Shape& s, int id, bool drops,
                            int planes) {
   set_context<T>("epilogue", Form::kForward, precision, tile, s);
-  context += concat(" ", activation_name(id), drops ? " dropout" : "", " ", planes, " planes");
+  const bool accumulate = id % 3 == 1;
+  context += concat(" ", activation_name(id), drops ? " dropout" : "",
+                    accumulate ? " accumulates" : "", " ", planes, " planes");
   Random random(static_cast<std::uint64_t>(s.rows + id));
   const Operand<T> x(s.rows, s.in, precision, random.normals<T>(s.rows * s.in));
   const Operand<T> w(s.out, s.in, precision, random.normals<T>(s.out * s.in, 0.3));
@@ -481,6 +483,8 @@ void test_forward_epilogue(Precision precision, TileShape tile, const Shape& s, 
   DeviceArray<T> device_scale(padded(scale));
   DeviceArray<T> device_shift(padded(shift));
   DeviceMatrix<T> y(s.rows, s.out, planes, planes == 1);
+  const auto before = random.normals<T>(s.rows * s.out);
+  if (accumulate) y.assign(before);
   DeviceMatrix<T> z(s.rows, s.out);
   DeviceArray<std::uint32_t> signs(s.rows * sign_words(s.out));
   StepState state;
@@ -495,6 +499,7 @@ void test_forward_epilogue(Precision precision, TileShape tile, const Shape& s, 
   problem.y = y;
   problem.scale = device_scale.data();
   problem.shift = device_shift.data();
+  problem.accumulate = accumulate;
   problem.activation = {id, parameter_of(id)};
   problem.pre = z;
   problem.signs = signs.data();
@@ -516,9 +521,11 @@ void test_forward_epilogue(Precision precision, TileShape tile, const Shape& s, 
       const auto at = static_cast<std::size_t>(r * s.out + c);
       const double by = static_cast<double>(scale[static_cast<std::size_t>(c)]);
       const double plus = static_cast<double>(shift[static_cast<std::size_t>(c)]);
-      want_z.push_back(expected.value[at] * by + plus);
+      const double added = accumulate ? static_cast<double>(before[at]) : 0.0;
+      want_z.push_back(expected.value[at] * by + plus + added);
       bound_z.push_back(bound * expected.magnitude[at] * std::abs(by) +
-                        2 * kUnit<T> * (std::abs(expected.value[at] * by) + std::abs(plus)));
+                        3 * kUnit<T> * (std::abs(expected.value[at] * by) + std::abs(plus)) +
+                        kUnit<T> * std::abs(added));
       const double kept =
           drops ? dropped(problem.dropout, id % 2 == 0 ? 1000003 : 5, s.out, r, c) : 1.0;
       // From the z that was stored: the activation alone.

@@ -35,9 +35,13 @@ class DeviceMatrix {
         planes_(planes * rows * pitch_) {}
   DeviceMatrix(int64_t rows, int64_t width, const std::vector<T>& dense)
       : DeviceMatrix(rows, width) {
-    std::vector<T> padded(static_cast<std::size_t>(rows * pitch_), T(0));
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < width; ++c) padded[r * pitch_ + c] = dense[r * width + c];
+    assign(dense);
+  }
+  // The values alone, without planes.
+  void assign(const std::vector<T>& dense) {
+    std::vector<T> padded(static_cast<std::size_t>(rows_ * pitch_), T(0));
+    for (int64_t r = 0; r < rows_; ++r)
+      for (int64_t c = 0; c < width_; ++c) padded[r * pitch_ + c] = dense[r * width_ + c];
     values_.upload(padded);
   }
 
