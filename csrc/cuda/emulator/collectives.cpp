@@ -38,7 +38,7 @@ void require_arch(int arch, const char* instruction, const Site& site) {
 }
 
 void require_aligned(const void* address, std::size_t bytes, const char* what, const Site& site) {
-  const std::size_t excess = reinterpret_cast<std::uintptr_t>(address) % bytes;
+  const std::size_t excess = reinterpret_cast<std::uintptr_t>(address) & (bytes - 1);
   if (excess != 0) {
     fault(FaultKind::kMisalignedAddress,
           concat(what, ": expected an address that is a multiple of ", bytes, ", got one ", excess,
@@ -77,7 +77,8 @@ void warp_collective(std::uint32_t mask, const char* name, void* operand, Combin
   Collective* pending = nullptr;
   for (Collective& other : warp.pending) {
     if ((other.mask & mask) == 0) continue;
-    const bool same_call = std::string_view(other.name) == name && same_line(other.site, site);
+    const bool same_call =
+        (other.name == name || std::string_view(other.name) == name) && same_line(other.site, site);
     if (other.mask != mask || !same_call) {
       diverged(concat("for lanes ", text_of_lanes(mask), ", while lanes ",
                       text_of_lanes(other.arrived), " wait in ", other.name, " for lanes ",

@@ -4,6 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -36,7 +38,10 @@ Table& table() {
 
 std::uintptr_t key(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
 
-std::size_t page_bytes() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+std::size_t page_bytes() {
+  static const auto bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
 
 // The bytes between the end of the allocation and its guard page.
 std::size_t gap(const Allocation& a) {
@@ -154,13 +159,18 @@ std::optional<std::string> overrun() {
   if (kAddressSanitizer) return std::nullopt;  // it stops at the write itself
   Table& t = table();
   const std::lock_guard lock(t.mutex);
+  static const auto intact = [] {
+    std::array<unsigned char, kAlignment> bytes{};
+    bytes.fill(kGuard);
+    return bytes;
+  }();
   for (auto& [begin, a] : t.live) {
     unsigned char* end = a.begin + a.bytes;
-    for (std::size_t i = 0; i < gap(a); ++i) {
-      if (end[i] == kGuard) continue;
-      std::memset(end, kGuard, gap(a));
-      return concat("wrote ", i, " bytes after the end of an allocation of ", a.bytes, " bytes");
-    }
+    const std::size_t bytes = gap(a);
+    if (std::memcmp(end, intact.data(), bytes) == 0) continue;
+    const std::ptrdiff_t at = std::mismatch(end, end + bytes, intact.data()).first - end;
+    std::memset(end, kGuard, bytes);
+    return concat("wrote ", at, " bytes after the end of an allocation of ", a.bytes, " bytes");
   }
   return std::nullopt;
 }

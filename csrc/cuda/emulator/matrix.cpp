@@ -93,75 +93,85 @@ void combine_store(void* const* operands, std::uint32_t, const Site& site) {
 }
 
 struct MmaOperands {
-  MmaType type;
-  int k;
   float* d;
   const std::uint32_t* a;
   const std::uint32_t* b;
 };
 
-float bfloat16_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(std::uint32_t{bits} << 16);
-}
-
-// Element `i` of the 32-bit registers of a fragment; 16-bit elements are two to a register.
-float element(MmaType type, const std::uint32_t* registers, int i) {
-  if (type == MmaType::kTFloat32) {
-    // The hardware ignores the 13 low bits.
-    return std::bit_cast<float>(registers[i] & 0xffffe000u);
+// Elements of a fragment's 32-bit register: two of 16 bits, or one of TF32, of which the hardware
+// ignores the 13 low bits.
+template <MmaType type>
+std::array<float, type == MmaType::kTFloat32 ? 1 : 2> elements(std::uint32_t bits) {
+  if constexpr (type == MmaType::kTFloat32) {
+    return {std::bit_cast<float>(bits & 0xffffe000u)};
+  } else if constexpr (type == MmaType::kBFloat16) {
+    return {std::bit_cast<float>(bits << 16), std::bit_cast<float>(bits & 0xffff0000u)};
+  } else {
+    return {half_to_float(static_cast<std::uint16_t>(bits)),
+            half_to_float(static_cast<std::uint16_t>(bits >> 16))};
   }
-  const auto bits = static_cast<std::uint16_t>(registers[i / 2] >> (16 * (i % 2)));
-  return type == MmaType::kBFloat16 ? bfloat16_to_float(bits) : half_to_float(bits);
 }
 
-float truncate(double value) {
-  const float rounded = static_cast<float>(value);
-  if (!(std::fabs(static_cast<double>(rounded)) > std::fabs(value)) || std::isinf(rounded)) {
-    return rounded;
-  }
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(rounded) - 1);
+// Towards zero, to the 24 bits of a float; NaN stays what it is.
+double truncate(double value) {
+  return std::bit_cast<double>(std::bit_cast<std::uint64_t>(value) & ~std::uint64_t{0x1fffffff});
 }
 
+template <MmaType type, int depth>
 void combine_multiply(void* const* operands, std::uint32_t, const Site&) {
-  const MmaOperands& first = *static_cast<const MmaOperands*>(operands[0]);
-  const int per_register = first.type == MmaType::kTFloat32 ? 1 : 2;
-  const int block = first.type == MmaType::kTFloat32 ? 4 : 8;
-  float a[16][16];
-  double b[16][8];
+  constexpr int kPerRegister = type == MmaType::kTFloat32 ? 1 : 2;
+  constexpr int kColumns = 4 * kPerRegister;  // of a, that four lanes hold in a register each
+  constexpr int kRegisters = depth / kColumns;
+  double a[16][depth];
+  double b[depth][8];
   double d[16][8];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaOperands& own = *static_cast<const MmaOperands*>(operands[lane]);
     const int group = lane / 4;
     const int member = lane % 4;
-    // Registers of a: rows group and group + 8, then the next 4 * per_register columns.
-    for (int i = 0; i < own.k / 2; ++i) {
-      const int r = i / per_register;
-      const int column = 4 * per_register * (r / 2) + member * per_register + i % per_register;
-      a[group + 8 * (r % 2)][column] = element(own.type, own.a, i);
+    // Registers of a: rows group and group + 8, then the next columns.
+    for (int r = 0; r < 2 * kRegisters; ++r) {
+      const auto values = elements<type>(own.a[r]);
+      for (int i = 0; i < kPerRegister; ++i)
+        a[group + 8 * (r % 2)][kColumns * (r / 2) + member * kPerRegister + i] =
+            static_cast<double>(values[static_cast<std::size_t>(i)]);
     }
-    for (int i = 0; i < own.k / 4; ++i) {
-      const int r = i / per_register;
-      const int row = 4 * per_register * r + member * per_register + i % per_register;
-      b[row][group] = static_cast<double>(element(own.type, own.b, i));
+    for (int r = 0; r < kRegisters; ++r) {
+      const auto values = elements<type>(own.b[r]);
+      for (int i = 0; i < kPerRegister; ++i)
+        b[kColumns * r + member * kPerRegister + i][group] =
+            static_cast<double>(values[static_cast<std::size_t>(i)]);
     }
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 4; ++i)
       d[group + 8 * (i / 2)][2 * member + i % 2] = static_cast<double>(own.d[i]);
-    }
   }
+  constexpr int kBlock = type == MmaType::kTFloat32 ? 4 : 8;
   for (int row = 0; row < 16; ++row) {
-    for (int begin = 0; begin < first.k; begin += block) {
-      for (int k = begin; k < begin + block; ++k) {
-        const auto factor = static_cast<double>(a[row][k]);
-        for (int column = 0; column < 8; ++column) d[row][column] += factor * b[k][column];
-      }
-      for (double& value : d[row]) value = static_cast<double>(truncate(value));
+    double* const sums = d[row];
+    for (int begin = 0; begin < depth; begin += kBlock) {
+      for (int k = begin; k < begin + kBlock; ++k)
+        for (int column = 0; column < 8; ++column) sums[column] += a[row][k] * b[k][column];
+      for (int column = 0; column < 8; ++column) sums[column] = truncate(sums[column]);
     }
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaOperands& own = *static_cast<const MmaOperands*>(operands[lane]);
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 4; ++i)
       own.d[i] = static_cast<float>(d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2]);
-    }
+  }
+}
+
+Combine multiplication(MmaType type, int k) {
+  switch (type) {
+    case MmaType::kBFloat16:
+      return k == 8 ? combine_multiply<MmaType::kBFloat16, 8>
+                    : combine_multiply<MmaType::kBFloat16, 16>;
+    case MmaType::kFloat16:
+      return k == 8 ? combine_multiply<MmaType::kFloat16, 8>
+                    : combine_multiply<MmaType::kFloat16, 16>;
+    default:
+      return k == 4 ? combine_multiply<MmaType::kTFloat32, 4>
+                    : combine_multiply<MmaType::kTFloat32, 8>;
   }
 }
 
@@ -195,8 +205,8 @@ void multiply_matrices(MmaType type, int k, float* d, const std::uint32_t* a,
                        const std::uint32_t* b, const Site& site) {
   // Turing has the f16 form with k = 8 alone.
   require_arch(type == MmaType::kFloat16 && k == 8 ? 75 : 80, "mma.sync", site);
-  MmaOperands operands{type, k, d, a, b};
-  warp_collective(kAllLanes, mma_name(type), &operands, combine_multiply, site);
+  MmaOperands operands{d, a, b};
+  warp_collective(kAllLanes, mma_name(type), &operands, multiplication(type, k), site);
 }
 
 float half_to_float(std::uint16_t bits) {

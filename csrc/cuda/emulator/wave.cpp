@@ -37,7 +37,8 @@ std::string text_of(const Site& site) {
 std::string text_of(const Index3& i) { return concat("(", i.x, ",", i.y, ",", i.z, ")"); }
 
 bool same_line(const Site& a, const Site& b) {
-  return a.line() == b.line() && std::string_view(a.file_name()) == b.file_name();
+  return a.line() == b.line() &&
+         (a.file_name() == b.file_name() || std::string_view(a.file_name()) == b.file_name());
 }
 
 // "0-15, 31"
