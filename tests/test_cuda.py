@@ -50,24 +50,32 @@ def network(device: str = "cuda", **options: Any) -> tw.Model:
 
 
 def plain_layers() -> list[nn.Layer]:
-    return [nn.Dense(512), nn.ReLU(), nn.Dense(512), nn.ReLU(), nn.Dense(10)]
+    return [nn.Dense(128), nn.ReLU(), nn.Dense(128), nn.ReLU(), nn.Dense(10)]
+
+
+def dropping_layers() -> list[nn.Layer]:
+    hidden = [layer for _ in range(2) for layer in (nn.Dense(128), nn.ReLU(), nn.Dropout(0.2))]
+    return [*hidden, nn.Dense(10)]
 
 
 def normalized_layers() -> list[nn.Layer]:
-    hidden = [layer for _ in range(2) for layer in (nn.Dense(512), nn.BatchNorm(), nn.ReLU())]
+    hidden = [layer for _ in range(2) for layer in (nn.Dense(128), nn.BatchNorm(), nn.ReLU())]
     return [*hidden, nn.Dense(10)]
 
 
 # gather and labels; three products, the last with the loss; two input gradients; three weight
 # gradients; the optimizer. Batch norm: two passes forward, two backward, running statistics.
+# Dropout runs in the products beside it, and clipping adds the norm.
 @pytest.mark.parametrize(
     ("layers", "options", "nodes"),
     [
         (plain_layers(), {}, 11),
         (plain_layers(), {"clip_norm": 1.0}, 12),
+        (dropping_layers(), {}, 11),
         (normalized_layers(), {}, 16),
+        (normalized_layers(), {"clip_norm": 1.0, "averaging": optim.EMA(0.9)}, 17),
     ],
-    ids=["plain", "clipped", "batch norm"],
+    ids=["plain", "clipped", "dropout", "batch norm", "batch norm, clipped, averaged"],
 )
 def test_nodes_of_a_step(layers: list[nn.Layer], options: dict[str, Any], nodes: int) -> None:
     x, y = data(20, 784, 10)
@@ -177,6 +185,90 @@ def test_objectives_agree_with_the_cpu(dtype: str, limit: float, options: dict[s
     assert all(np.array_equal(state[name], b) for name, b in models[0].named_state().items())
 
 
+def same_on_both(work: Any, layers: list[nn.Layer], **options: Any) -> None:
+    """work(model) leaves the same parameters and running statistics in float64."""
+    models = [
+        tw.Model(layers, 6, "cross_entropy", device=device, dtype="float64", seed=2, **options)
+        for device in ("cpu", "cuda")
+    ]
+    for model in models:
+        work(model)
+    cpu, cuda = models
+    np.testing.assert_allclose(cuda.parameters, cpu.parameters, rtol=0, atol=1e-12)
+    for name, value in cpu.named_state().items():
+        np.testing.assert_allclose(cuda.named_state()[name], value, rtol=0, atol=1e-12)
+
+
+def test_minibatches_of_other_sizes_and_types() -> None:
+    """A graph belongs to one size and one memory layout of the data."""
+    x, y = data(61)
+
+    def work(model: tw.Model) -> None:
+        for rows in (10, 60, 10, 11):
+            model.step(x[:rows], y[:rows])
+        for rows in (10, 61, 10):
+            model.fit(x, y, batch_size=rows, verbose=False)
+        for form in (x.astype(np.int8), x, x.astype(np.int32), np.asfortranarray(x), x[::-1]):
+            model.fit(form, y, batch_size=25, verbose=False)
+            model.fit(form, y.astype(np.int32), batch_size=7, accumulate=3, verbose=False)
+
+    layers = [
+        nn.Dense(9), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.2),
+        nn.Dense(7), nn.Tanh(), nn.Dropout(0.3), nn.Dense(4),
+    ]  # fmt: skip
+    same_on_both(work, layers, optimizer=optim.Momentum(0.05))
+
+
+def test_more_batch_norms_than_one_launch_takes() -> None:
+    x, y = data(20)
+    hidden = [layer for _ in range(26) for layer in (nn.Dense(3), nn.BatchNorm(), nn.Tanh())]
+
+    results: list[Array] = []
+
+    def both(model: tw.Model) -> None:
+        model.fit(x, y, batch_size=10, verbose=False)
+        assert list(model._core.batches_tracked()) == [2] * 26
+        results.append(model.predict(x))
+
+    same_on_both(both, [*hidden, nn.Dense(4)], optimizer=optim.SGD(1e-3))
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-11)
+
+
+# Relative differences after the updates; what each precision is for.
+@pytest.mark.parametrize(
+    ("precision", "bound"), [("highest", 2e-6), ("high", 1e-5), ("medium", 5e-2)]
+)
+def test_tensor_cores_see_every_update(precision: str, bound: float) -> None:
+    """Weights are kept in bfloat16 planes beside the float32 ones."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 40)).astype(np.float32), rng.integers(0, 4, 64)
+    layers = [nn.Dense(64), nn.Tanh(), nn.Residual(nn.Dense(64), nn.Tanh()), nn.Dense(4)]
+
+    def trained(device: str, **options: Any) -> tw.Model:
+        model = tw.Model(
+            layers, 40, "cross_entropy", optim.SGD(0.3), device=device, seed=3, **options
+        )
+        start = model.parameters
+        model.fit(x, y, epochs=4, batch_size=32, verbose=False)
+        moved = np.linalg.norm(model.parameters - start) / np.linalg.norm(start)
+        assert moved > 0.1, moved
+        return model
+
+    exact = trained("cpu", dtype="float64")
+    model = trained("cuda", matmul_precision=precision)
+    for found, expected in (
+        (model.parameters, exact.parameters),
+        (model.predict(x), exact.predict(x)),
+    ):
+        assert np.linalg.norm(found - expected) <= bound * np.linalg.norm(expected)
+    outputs = model.predict(x)
+    model.set_parameters(model.parameters)
+    np.testing.assert_array_equal(model.predict(x), outputs)
+    model.set_parameters(exact.parameters)
+    error = np.linalg.norm(model.predict(x) - exact.predict(x))
+    assert error <= bound * np.linalg.norm(exact.predict(x))
+
+
 # ---- failures in the middle of a queue -----------------------------------------------------------
 
 
@@ -210,6 +302,41 @@ def test_a_failure_behind_good_updates(check: str, accumulate: int) -> None:
     assert errors[0].step == errors[1].step
     assert errors[0].layer == errors[1].layer
     assert str(errors[0]).split("got")[0] == str(errors[1]).split("got")[0]
+
+
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.GELU()], ids=["none", "relu", "gelu"])
+@pytest.mark.parametrize("loss", ["squared_error", lambda z, t: (float(z.sum()), 0 * z)])
+def test_dropout_is_not_to_blame(activation: nn.Layer | None, loss: Any) -> None:
+    """The layer before it is named, although the two are one kernel."""
+    x, y = np.full((40, 4), 1e30, np.float32), np.ones((40, 1))
+    hidden = [nn.Dense(64)] if activation is None else [nn.Dense(64), activation]
+    layers: list[nn.Layer] = [nn.Dense(4), *hidden, nn.Dropout(0.5), nn.Dense(1)]
+    names = []
+    for device in ("cpu", "cuda"):
+        model = tw.Model(layers, 4, loss, device=device)
+        weights = model.named_parameters()
+        model.set_parameters({**weights, "layers.1.weight": np.full((64, 4), 1e30)})
+        with pytest.raises(tw.NonFiniteError) as caught:
+            model.step(x, y)
+        names.append(caught.value.layer)
+    assert names == ["layers.1", "layers.1"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_statistics_of_a_failed_update(accumulate: int) -> None:
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    y = np.ones((60, 1), np.float32)
+    y[45] = 1e30
+    layers = [nn.Dense(5), nn.BatchNorm(), nn.Tanh(), nn.Dense(1)]
+    broken, good = (
+        tw.Model(layers, 4, "squared_error", optim.SGD(1e-3), device="cuda") for _ in range(2)
+    )
+    options = {"batch_size": 10, "accumulate": accumulate, "shuffle": False, "verbose": False}
+    with pytest.raises(tw.NonFiniteError):
+        broken.fit(x, y, **options)
+    assert broken.steps_done == 4 // accumulate
+    good.fit(x, y, max_steps=broken.steps_done, **options)
+    assert_same(broken, good)
 
 
 def test_an_interrupt_leaves_complete_updates() -> None:

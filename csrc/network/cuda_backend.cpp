@@ -87,7 +87,7 @@ std::optional<double> CudaBackend<T>::slope_of_the_rest(const Activation& activa
 // Of a value that is dropped in the epilogue only the result is kept. That is enough for the
 // identity, for ReLU, whose sign it has, and for an activation that keeps its input.
 template <class T>
-bool CudaBackend<T>::fuses_dropout(const Node& dense) const {
+bool CudaBackend<T>::fuses_dropout(const Node& dense) {
   return dense.activation.id == kActivationIdentity || dense.pre >= 0 ||
          slope_of_the_rest(dense.activation) == 0.0;
 }

@@ -60,7 +60,7 @@ class CudaBackend {
 
   void begin_forward(const Pass& pass);
   bool dense(const Pass& pass, const DenseForward<CudaBackend>& problem);
-  bool fuses_dropout(const Node& dense) const;
+  static bool fuses_dropout(const Node& dense);
   void activation(const Matrix& z, const Matrix& y, const Activation& phi);
   void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                bool accumulate);

@@ -650,8 +650,12 @@ std::string CudaEngine<T>::first_layer_not_finite(const Order& order, const Plan
 // Of the workspace's last forward pass, or empty.
 template <class T>
 std::string CudaEngine<T>::layer_not_finite() const {
-  for (const Node& node : plan_.nodes)
-    if (!all_finite(workspace_->value(node.output), stream_, kOperation)) return node.layer;
+  for (const Node& node : plan_.nodes) {
+    // Of a value that is dropped in the epilogue only the result is kept.
+    const bool dropped = node.dropout >= 0 && CudaBackend<T>::fuses_dropout(node);
+    const int buffer = dropped ? plan_.nodes[node.dropout].output : node.output;
+    if (!all_finite(workspace_->value(buffer), stream_, kOperation)) return node.layer;
+  }
   return {};
 }
 
