@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import thalweg as tw
+from conftest import DEVICE
 from thalweg import _core, callbacks, init, losses, nn, ops, optim, schedules
 
 X = np.random.default_rng(0).normal(size=(40, 5))
@@ -19,7 +20,7 @@ W = np.ones(40)
 
 def model(**options: Any) -> tw.Model:
     network = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.ReLU(), nn.Dense(3))
-    return tw.Model(network, 5, **{"device": "cpu", **options})
+    return tw.Model(network, 5, **{"device": DEVICE, **options})
 
 
 def regression(**options: Any) -> tw.Model:
@@ -30,6 +31,13 @@ def with_nan(shape: tuple[int, ...], value: float = np.nan) -> np.ndarray:
     array = np.zeros(shape)
     array[(-1,) * len(shape)] = value
     return array
+
+
+def masked(values: np.ndarray) -> np.ma.MaskedArray[Any, Any]:
+    """Two elements of which are not there."""
+    mask = np.zeros(values.shape, bool)
+    mask.flat[[3, 7]] = True
+    return np.ma.MaskedArray(values, mask)
 
 
 # ---- descriptions: (expression, error, part of the message) --------------------------------------
@@ -183,6 +191,9 @@ DATA: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"y": Y[:, None]}, ValueError, r"probabilities of shape \(40, 3\)"),
     ({"y": with_nan((40, 3))}, ValueError, r"y\[39, 2\] = nan"),
     ({"y": np.array(["a", "b"] * 20)}, TypeError, "y to be an array of real numbers"),
+    ({"x": masked(X)}, ValueError, r"x without masked elements, got 2 of 200; .*filled"),
+    ({"y": masked(Y)}, ValueError, r"y without masked elements, got 2 of 40"),
+    ({"sample_weight": masked(W)}, ValueError, "sample_weight without masked elements, got 2 of"),
     ({"sample_weight": W[:39]}, ValueError, r"sample_weight of shape \(40,\), got \(39,\)"),
     ({"sample_weight": -W}, ValueError, r"sample_weight\[0\] = -1"),
     ({"sample_weight": with_nan((40,))}, ValueError, r"sample_weight\[39\] = nan"),
@@ -216,6 +227,22 @@ def test_data(operation: str, change: dict[str, Any], error: type[Exception], me
     assert pickle.dumps(subject) == before
 
 
+def test_masks_that_hide_nothing() -> None:
+    plain, covered = model(), model()
+    plain.fit(X, Y, verbose=False)
+    for mask in (np.ma.nomask, False):
+        covered.reset()
+        covered.fit(np.ma.MaskedArray(X, mask), np.ma.MaskedArray(Y, mask), verbose=False)
+        np.testing.assert_array_equal(covered.parameters, plain.parameters)
+    with pytest.raises(ValueError, match=r"\[softmax\] expected logits without masked elements"):
+        ops.softmax(masked(X))
+    with pytest.raises(ValueError, match=r"\[predict\] expected x without masked elements"):
+        plain.predict(masked(X))
+    function = tw.Model(nn.Dense(1), 5, lambda p, t: (0.0, 0 * p))
+    with pytest.raises(ValueError, match=r"\[step\] expected y without masked elements"):
+        function.step(X, masked(W))
+
+
 @pytest.mark.parametrize(
     ("loss", "y", "message"),
     [
@@ -235,6 +262,26 @@ def test_targets_of_elementwise_losses(loss: str, y: np.ndarray, message: str) -
         tw.Model(nn.Dense(2), 5, loss).fit(X, y, verbose=False)
 
 
+def test_labels_of_class_weights() -> None:
+    """Those of y and those of the loss; a batch need not have them all."""
+    two = Y[Y < 2]
+    model().fit(X[Y < 2], two, class_weight={0: 2.0, 2: 3.0}, verbose=False)
+    model().fit([(X[Y < 2], two)], class_weight={2: 3.0}, verbose=False)
+    rows = np.arange(40) % 2
+    for loss, y in (("binary_cross_entropy", rows), ("logistic", 2 * rows - 1)):
+        weights = dict.fromkeys(np.unique(y).tolist(), 2.0)
+        tw.Model(nn.Dense(1), 5, loss).fit(X, y, class_weight=weights, verbose=False)
+        with pytest.raises(ValueError, match="got 2 among labels"):
+            tw.Model(nn.Dense(1), 5, loss).fit(X, y, class_weight={2: 1.0}, verbose=False)
+    line = tw.Model(nn.Dense(1), 5, "squared_error")
+    line.fit(X, Y / 2, class_weight={0.5: 2.0}, verbose=False)
+    line.fit([(X, Y / 2)], class_weight={7.0: 2.0}, verbose=False)
+    with pytest.raises(ValueError, match=r"got 7\.0 among labels 0\.0, 0\.5, 1\.0"):
+        line.fit(X, Y / 2, class_weight={7.0: 2.0}, verbose=False)
+    with pytest.raises(TypeError, match="y to be an array of real numbers"):
+        line.fit(X, Y.astype(str), class_weight="balanced", verbose=False)
+
+
 FIT_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"epochs": 0}, ValueError, "epochs >= 1"),
     ({"epochs": 1.5}, TypeError, "epochs to be an integer"),
@@ -250,6 +297,11 @@ FIT_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"class_weight": "auto"}, ValueError, "'balanced'"),
     ({"class_weight": {"a": 1.0}}, TypeError, "map labels of y to weights"),
     ({"class_weight": {0: -1.0}}, ValueError, "class weights"),
+    (
+        {"class_weight": {0: 2.0, 3: 1.0, 1.5: 1.0}},
+        ValueError,
+        r"map labels of y to weights, got 3, 1\.5 among labels 0, 1, 2$",
+    ),
     ({"class_weight": [1.0, 2.0, 3.0]}, TypeError, "class_weight"),
     (
         {"class_weight": {0: 1.0}, "y": np.eye(3)[Y]},
@@ -287,6 +339,7 @@ def test_batches() -> None:
         (iter([(X, Y)]), {"epochs": 2}, ValueError, "expected epochs=1 with an iterator"),
         ([(X, Y)], {"accumulate": 2}, ValueError, "accumulate=1"),
         ([(X, Y)], {"class_weight": "balanced"}, ValueError, "'balanced'"),
+        ([(X, Y)], {"class_weight": {-1: 2.0}}, ValueError, "got -1 among labels 0, 1, 2"),
         ([(X, Y)], {"sample_weight": W}, ValueError, r"give batches \(x, y, sample_weight\)"),
         ([(X[:, :3], Y)], {}, ValueError, r"x.shape\[1\] == 5"),
     ]

@@ -37,6 +37,16 @@ def test_estimator_contract(estimator, check):
     check(estimator)
 
 
+def test_masked_arrays_are_refused():
+    x = np.ma.MaskedArray(X[:50], np.zeros((50, X.shape[1]), bool))
+    estimator = MLPClassifier(max_epochs=1).fit(x, Y[:50])
+    x[3, 2] = np.ma.masked
+    with pytest.raises(ValueError, match=r"\[MLPClassifier\] expected X without masked elements"):
+        estimator.fit(x, Y[:50])
+    with pytest.raises(ValueError, match=r"\[MLPClassifier\] expected X without masked elements"):
+        estimator.predict(x)
+
+
 def small(**options):
     return MLPClassifier((32,), **{"max_epochs": 10, "random_state": 0, **options})
 

@@ -100,6 +100,7 @@ class InputArray {
   InputArray(py::handle object, std::string operation, std::string name,
              const DeviceExchange* exchange = nullptr)
       : operation_(std::move(operation)), name_(std::move(name)) {
+    refuse_masked(object);
     if (!import_from_device(object, exchange) && !import(object)) {
       const py::array converted = to_numpy(object);
       if (!import(converted) && !import(packed(converted))) reject(type_text(converted));
@@ -196,6 +197,17 @@ class InputArray {
       if (!error.matches(PyExc_TypeError)) throw;
     }
     return produce(py::arg("stream") = stream);
+  }
+
+  // What lies below a mask of numpy.ma means nothing, but it lends its memory like any array.
+  void refuse_masked(py::handle object) const {
+    if (!py::isinstance<py::array>(object) || !py::hasattr(object, "mask")) return;
+    const auto masked =
+        py::module_::import("numpy.ma").attr("count_masked")(object).cast<std::int64_t>();
+    expect<ValueError>(masked == 0, "[", operation_, "] expected ", name_,
+                       " without masked elements, got ", masked, " of ",
+                       object.attr("size").cast<std::int64_t>(),
+                       "; replace them with .filled(value), or leave their rows out");
   }
 
   // False when the object lends no memory, or memory that a view cannot describe.

@@ -70,6 +70,17 @@ def choice(where: str, name: str, value: object, allowed: Iterable[str]) -> str:
     return value
 
 
+def unmasked(where: str, name: str, value: object) -> None:
+    """Refuses arrays of numpy.ma in which a mask hides something: a conversion would drop it."""
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        count = int(np.ma.getmaskarray(value).sum())
+        if count:
+            raise ValueError(
+                f"[{where}] expected {name} without masked elements, got {count} of {value.size}; "
+                "replace them with .filled(value), or leave their rows out"
+            )
+
+
 def instance(where: str, name: str, value: object, kind: type[T], hint: str) -> T:
     """`value` if it is a `kind`; `hint` says how to get one."""
     if not isinstance(value, kind):

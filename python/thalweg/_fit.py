@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thalweg import _check
+from thalweg import _check, losses
+from thalweg._description import loss_table
 from thalweg.callbacks import EarlyStopping, ProgressBar, monitored
 
 if TYPE_CHECKING:
@@ -231,34 +232,64 @@ def on_gpu(x: Any) -> bool:
 
 
 def class_weighted(
-    y: Any, sample_weight: Any, class_weight: Mapping[Any, float] | str | None
+    y: Any,
+    sample_weight: Any,
+    class_weight: Mapping[Any, float] | str | None,
+    labels: Collection[int] | None,
 ) -> Any:
-    """`sample_weight` times the weight of every row's class."""
+    """`sample_weight` times the weight of every row's class.
+
+    The keys of `class_weight` have to be in y or in `labels`; None lets any pass.
+    """
     if class_weight is None:
         return sample_weight
-    labels = np.asarray(y)
-    if labels.ndim != 1:
+    found = np.asarray(y)
+    if found.ndim != 1:
         raise ValueError(
             "[fit] expected one-dimensional labels with class_weight, got y of shape "
-            f"{labels.shape}; use sample_weight"
+            f"{found.shape}; use sample_weight"
         )
-    values, position, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    values, position, counts = np.unique(found, return_inverse=True, return_counts=True)
     if isinstance(class_weight, Mapping):
-        weights = [
-            _check.real("fit", "class weights", class_weight.get(v.item(), 1.0), 0.0)
-            for v in values
-        ]
-        unknown = [key for key in class_weight if not isinstance(key, (int, float, np.number))]
-        if unknown:
+        wrong = [key for key in class_weight if not isinstance(key, (int, float, np.number))]
+        if wrong:
             raise TypeError(
-                f"[fit] expected class_weight to map labels of y to weights, got keys {unknown}"
+                f"[fit] expected class_weight to map labels of y to weights, got keys {wrong}"
             )
-        per_class = np.array(weights)
+        weights = {
+            key: _check.real("fit", "class weights", weight, 0.0)
+            for key, weight in class_weight.items()
+        }
+        per_class = np.array([weights.get(v.item(), 1.0) for v in values])
+        if labels is not None:
+            present = values.tolist()
+            unknown = [key for key in weights if key not in labels and key not in present]
+            if unknown:
+                raise ValueError(
+                    "[fit] expected class_weight to map labels of y to weights, got "
+                    f"{_first(unknown)} among labels {_first(list(labels) or present)}"
+                )
     else:
         _check.choice("fit", "class_weight, a dict or a string,", class_weight, ("balanced",))
-        per_class = len(labels) / (len(values) * counts)
+        per_class = len(found) / (len(values) * counts)
     per_row = per_class[position]
     return per_row if sample_weight is None else per_row * np.asarray(sample_weight)
+
+
+def _first(values: Sequence[Any]) -> str:
+    """The first few of them, for an error message."""
+    more = ", ..." if len(values) > 6 else ""
+    return ", ".join(repr(value) for value in values[:6]) + more
+
+
+def labels_of(model: Model) -> Collection[int]:
+    """What y may hold where the loss has classes; empty for the others."""
+    loss = model.loss
+    if isinstance(loss, losses.CrossEntropy):
+        return range(model.out_features)
+    if not isinstance(loss, losses.Loss):
+        return ()
+    return {"unit_interval": (0, 1), "sign": (-1, 1)}.get(loss_table()[loss.type]["target"], ())
 
 
 def split_batch(batch: Any) -> tuple[Any, Any, Any]:
@@ -387,6 +418,8 @@ def _batch_epoch(
     sums = {"loss": 0.0, "accuracy": 0.0}
     weight = 0.0
     rows = steps = skipped = 0
+    # Of a loss without classes, a label may come in a later batch.
+    labels = labels_of(model) or None
     step: dict[str, Any] = {}
     reason = "epochs"
     next_progress = 0.0
@@ -401,7 +434,7 @@ def _batch_epoch(
         if rows_of(x) == 1 and model.has_batch_norm:
             skipped += 1
             continue
-        step = model._step(Data(x, y, class_weighted(y, sample_weight, class_weight)))
+        step = model._step(Data(x, y, class_weighted(y, sample_weight, class_weight, labels)))
         share = 1.0 if model.sums_loss else step["weight"]
         sums["loss"] += share * step["loss"]
         sums["accuracy"] += step["weight"] * step.get("accuracy", 0.0)

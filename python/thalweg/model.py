@@ -341,8 +341,9 @@ class Model:
         sample_weight : array ``[rows]``, optional
             Weights >= 0 of the rows in loss and accuracy.
         class_weight : dict or "balanced", optional
-            Factor on the weight of the rows by label; labels left out have 1. "balanced" is
-            rows / (classes * rows of the class).
+            Factor on the weight of the rows by label; labels left out have 1, and a label that
+            neither y nor the model has is an error. "balanced" is rows / (classes * rows of the
+            class).
         shuffle : str or bool, default "epoch"
             "epoch" (or True): a new order every epoch; "stack": one order, copied once and read
             consecutively; "iid": rows drawn with replacement; False: the order of x.
@@ -394,7 +395,8 @@ class Model:
             if class_weight is not None:
                 y = self._on_host("fit", "y", y)
                 sample_weight = self._on_host("fit", "sample_weight", sample_weight)
-            data = Data(x, y, _fit.class_weighted(y, sample_weight, class_weight))
+            labels = _fit.labels_of(self)
+            data = Data(x, y, _fit.class_weighted(y, sample_weight, class_weight, labels))
             rows = _fit.rows_of(x)
             total = options.epochs * math.ceil(
                 math.ceil(rows / (options.batch_size or max(rows, 1))) / options.accumulate
@@ -1066,6 +1068,7 @@ class Model:
             )
         if y is None:
             raise ValueError(f"[{where}] expected targets y, got None")
+        _check.unmasked(where, "y", y)
         targets = np.asarray(self._on_host(where, "y", y))
         rows = _fit.rows_of(x)
         if targets.ndim == 0 or len(targets) != rows:

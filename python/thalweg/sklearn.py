@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import callbacks, nn, optim
+from . import _check, callbacks, nn, optim
 from .model import Model
 
 try:
@@ -161,6 +161,8 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]
     # ---- training -----------------------------------------------------------------------------
 
     def _check_input(self, x: Any, y: Any, *, reset: bool, **options: Any) -> Any:
+        for name, value in (("X", x), ("y", y)):
+            _check.unmasked(type(self).__name__, name, value)
         return validate_data(
             self, x, y, reset=reset, dtype=(np.float32, np.float64), order="C", **options
         )
