@@ -18,7 +18,10 @@ from support import Array, assert_same, model_of, set_values, snapshot
 from thalweg import callbacks, losses, nn, optim, schedules
 from thalweg._core import _testing
 
-TOLERANCE = 2e-10  # of float64 trajectories; rounding is all that may differ
+# Of float64 trajectories: rounding is all that may differ. A bias in front of batch norm amplifies
+# it most: its gradient is zero but for rounding, 1e-17, and Adam's first update multiplies that by
+# lr / delta, 2e6 at a rate of 0.02.
+TOLERANCE = 1e-10
 ROWS, FEATURES, CLASSES = 70, 6, 4
 
 NETWORK: list[dict[str, Any]] = [
@@ -180,7 +183,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "check_finite": "gradients",
     },
     "averaged, frozen": {
-        "optimizer": {"lr": 0.02, "groups": GROUPS},
+        "optimizer": {"lr": 0.01, "groups": GROUPS},
         "averaging": {"type": "polyak", "start": 0},
     },
 }
