@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from mutants import CSRC, SWITCH_HEADER, Mutant, planted
 
-CSRC = ROOT / "csrc"
 PROGRAMS = ROOT / "tests" / "cpp" / "cuda"
 SEEDS = range(4)  # 0: in order, copies and streams as late as possible
 NUMBERS = r"^FAIL "
@@ -26,17 +26,11 @@ FLAGS = ["-std=c++20", "-O1", "-w", "-ffp-contract=off", "-fno-math-errno", "-DT
 FLAGS += ["-DTW_WITH_CUDA=1"]
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One planted fault."""
+@dataclass(frozen=True, kw_only=True)
+class KernelMutant(Mutant):
+    """A fault in a kernel, `fault` one of FAULTS, that the kernel's test has to notice."""
 
-    name: str
-    fault: str  # one of FAULTS
-    file: str  # below csrc/
-    old: str  # occurs once in the file
-    new: str
     program: str  # tests/cpp/cuda/<program>.cu
-    kind: str = "statement"  # or "expression", or "text": whatever else
     caught: str = NUMBERS  # pattern in what the program prints
 
 
@@ -58,7 +52,7 @@ FAULTS = {
 }
 
 MUTANTS = [
-    Mutant(
+    KernelMutant(
         name="probe_loses_a_distance",
         fault="wrong reduction",
         file="cuda/probe.cu",
@@ -67,7 +61,7 @@ MUTANTS = [
         program="probe_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_missing_barrier",
         fault="missing barrier",
         file="cuda/gemm_mma.cu",
@@ -75,7 +69,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_missing_copy_wait",
         fault="missing copy wait",
         file="cuda/gemm_mma.cu",
@@ -83,7 +77,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_wrong_stage",
         fault="wrong stage",
         file="cuda/gemm_mma.cu",
@@ -92,7 +86,7 @@ MUTANTS = [
         " multiply_stage<L, Tile, planes>(total, sum, step, other, other + L::kBytesA);",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_last_promotion_dropped",
         fault="promotion dropped",
         file="cuda/gemm_mma.cu",
@@ -100,7 +94,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_wrong_row_of_a",
         fault="wrong fragment",
         file="cuda/gemm_mma.cu",
@@ -108,7 +102,7 @@ MUTANTS = [
         new="load_matrices(a, tile + Layout::offset(m + (lane % 16 ^ 1), k / 8 + lane / 16));",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_transpose_dropped",
         fault="wrong fragment",
         file="cuda/gemm_mma.cu",
@@ -116,7 +110,7 @@ MUTANTS = [
         new="load_matrices(b, tile + Layout::offset(row, n / 8 + lane / 16));",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="mma_other_half_of_b",
         fault="wrong fragment",
         file="cuda/gemm_mma.cu",
@@ -124,7 +118,7 @@ MUTANTS = [
         new="load_matrices(b, tile + Layout::offset(row, k / 8 + (lane / 8 + 1) % 2));",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="simt_late_copy_wait",
         fault="missing copy wait",
         file="cuda/gemm_simt.cu",
@@ -132,7 +126,7 @@ MUTANTS = [
         new="wait_copies<kStages - 1>();",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="simt_early_release",
         fault="early release",
         file="cuda/gemm_simt.cu",
@@ -140,7 +134,7 @@ MUTANTS = [
         new="load_stage(step + kStages - 1); sync_block();",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="simt_promotion_dropped",
         fault="promotion dropped",
         file="cuda/gemm_simt.cu",
@@ -148,7 +142,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="product_reads_past_the_pitch",
         fault="wrong guard",
         file="cuda/gemm_operands.h",
@@ -157,7 +151,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="product_reads_past_the_batch",
         fault="wrong guard",
         file="cuda/gemm_operands.h",
@@ -166,7 +160,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="slab_missing_barrier",
         fault="missing barrier",
         file="cuda/gemm_epilogue.h",
@@ -174,7 +168,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="slab_missing_reuse_barrier",
         fault="missing barrier",
         file="cuda/gemm_epilogue.h",
@@ -182,7 +176,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="column_sums_missing_barrier",
         fault="missing barrier",
         file="cuda/gemm.cu",
@@ -190,7 +184,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="arrival_before_the_block",
         fault="missing barrier",
         file="cuda/gemm_epilogue.h",
@@ -198,7 +192,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="ticket_not_reset",
         fault="semaphore not reset",
         file="cuda/gemm_epilogue.h",
@@ -207,7 +201,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="merge_waits_for_too_few",
         fault="wrong arrivals",
         file="cuda/gemm_epilogue.h",
@@ -216,7 +210,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="part_in_the_place_of_another",
         fault="wrong reduction",
         file="cuda/gemm_epilogue.h",
@@ -225,7 +219,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="first_group_of_parts_only",
         fault="wrong reduction",
         file="cuda/gemm_epilogue.h",
@@ -234,7 +228,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="statistics_over_tail_rows",
         fault="statistics over tail rows",
         file="cuda/gemm_epilogue.h",
@@ -243,7 +237,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="loss_over_tail_rows",
         fault="statistics over tail rows",
         file="cuda/gemm_epilogue.h",
@@ -252,7 +246,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="forward_overwrites_the_sum",
         fault="wrong guard",
         file="cuda/gemm_epilogue.h",
@@ -261,7 +255,7 @@ MUTANTS = [
         program="gemm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="bias_gradient_loses_odd_rows",
         fault="wrong reduction",
         file="cuda/gemm_epilogue.h",
@@ -269,7 +263,7 @@ MUTANTS = [
         new="",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="signs_of_a_lane_missing",
         fault="wrong reduction",
         file="cuda/gemm_epilogue.h",
@@ -277,7 +271,7 @@ MUTANTS = [
         new="if (2 * distance < kLanes) word |= shuffle_xor(word, distance);",
         program="gemm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="last_block_keeps_its_ticket",
         fault="semaphore not reset",
         file="cuda/block_reduction.h",
@@ -285,7 +279,7 @@ MUTANTS = [
         new="last = atomic_add(ticket, 1u) == blocks - 1 ? 1 : 0;",
         program="arena_operations_test",
     ),
-    Mutant(
+    KernelMutant(
         name="block_sums_without_a_barrier",
         fault="missing barrier",
         file="cuda/block_reduction.h",
@@ -294,7 +288,7 @@ MUTANTS = [
         program="arena_operations_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="elementwise_wraps_late",
         fault="wrong index",
         file="cuda/quad_loop.h",
@@ -303,7 +297,7 @@ MUTANTS = [
         program="activation_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="sum_forgets_its_rounding_errors",
         fault="wrong reduction",
         file="cuda/arena_operations.cu",
@@ -311,7 +305,7 @@ MUTANTS = [
         new="store_quad(rest + at, Quad<double>{});",
         program="arena_operations_test",
     ),
-    Mutant(
+    KernelMutant(
         name="copy_of_a_failed_step",
         fault="wrong guard",
         file="cuda/arena_operations.cu",
@@ -319,7 +313,7 @@ MUTANTS = [
         new=";",
         program="arena_operations_test",
     ),
-    Mutant(
+    KernelMutant(
         name="status_not_looked_at",
         fault="wrong guard",
         file="cuda/step_state.h",
@@ -328,7 +322,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="coefficients_of_the_first_update",
         fault="wrong index",
         file="cuda/optimizer_step.cu",
@@ -337,7 +331,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="optimizer_drops_the_tail",
         fault="wrong guard",
         file="cuda/optimizer_step.cu",
@@ -345,7 +339,7 @@ MUTANTS = [
         new="active[u] = quad < quads - quads % kThreads;",
         program="optimizer_step_test",
     ),
-    Mutant(
+    KernelMutant(
         name="optimizer_takes_another_group",
         fault="wrong index",
         file="cuda/optimizer_step.cu",
@@ -354,7 +348,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="parameter_becomes_not_finite",
         fault="wrong guard",
         file="cuda/optimizer_step.cu",
@@ -362,7 +356,7 @@ MUTANTS = [
         new="x.p[j] = p;",
         program="optimizer_step_test",
     ),
-    Mutant(
+    KernelMutant(
         name="norm_of_frozen_groups",
         fault="wrong guard",
         file="cuda/optimizer_step.cu",
@@ -371,7 +365,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="average_forgets_frozen_groups",
         fault="wrong guard",
         file="cuda/optimizer_step.cu",
@@ -380,7 +374,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="planes_stay_behind",
         fault="wrong guard",
         file="cuda/optimizer_step.cu",
@@ -389,7 +383,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="gradient_not_clipped",
         fault="wrong rule",
         file="cuda/optimizer_step.cu",
@@ -398,7 +392,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="coefficients_without_a_barrier",
         fault="missing barrier",
         file="cuda/optimizer_step.cu",
@@ -407,7 +401,7 @@ MUTANTS = [
         program="optimizer_step_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="dropout_forgets_the_first_row",
         fault="wrong index",
         file="cuda/device_dropout.h",
@@ -416,7 +410,7 @@ MUTANTS = [
         program="dropout_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="maxout_takes_the_last_maximum",
         fault="wrong rule",
         file="math/maxout.h",
@@ -424,7 +418,7 @@ MUTANTS = [
         new="return x >= m || (x != x && m == m);",
         program="maxout_test",
     ),
-    Mutant(
+    KernelMutant(
         name="sum_counts_the_label",
         fault="wrong reduction",
         file="cuda/loss.cu",
@@ -433,7 +427,7 @@ MUTANTS = [
         program="loss_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="padding_wins",
         fault="wrong guard",
         file="cuda/loss.cu",
@@ -442,7 +436,7 @@ MUTANTS = [
         program="loss_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="lanes_not_summed",
         fault="wrong reduction",
         file="cuda/loss.cu",
@@ -451,7 +445,7 @@ MUTANTS = [
         program="loss_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="loss_of_nothing_fails",
         fault="wrong guard",
         file="cuda/loss.cu",
@@ -460,7 +454,7 @@ MUTANTS = [
         program="loss_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="parts_of_a_loss_not_added",
         fault="wrong reduction",
         file="cuda/loss.cu",
@@ -468,7 +462,7 @@ MUTANTS = [
         new="state.loss = total[0];",
         program="loss_test",
     ),
-    Mutant(
+    KernelMutant(
         name="row_results_without_a_barrier",
         fault="missing barrier",
         file="cuda/loss.cu",
@@ -477,7 +471,7 @@ MUTANTS = [
         program="loss_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="tail_rows_of_a_loss",
         fault="statistics over tail rows",
         file="cuda/loss.cu",
@@ -486,7 +480,7 @@ MUTANTS = [
         program="loss_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="gather_without_a_barrier",
         fault="missing barrier",
         file="cuda/gather.cu",
@@ -495,7 +489,7 @@ MUTANTS = [
         program="gather_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="gather_reuses_offsets_early",
         fault="missing barrier",
         file="cuda/gather.cu",
@@ -504,7 +498,7 @@ MUTANTS = [
         program="gather_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="weights_of_another_row_block",
         fault="wrong index",
         file="cuda/gather.cu",
@@ -513,7 +507,7 @@ MUTANTS = [
         program="gather_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="label_one_too_large",
         fault="wrong guard",
         file="cuda/gather.cu",
@@ -522,7 +516,7 @@ MUTANTS = [
         program="gather_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="scale_of_no_weight",
         fault="wrong guard",
         file="cuda/gather.cu",
@@ -531,7 +525,7 @@ MUTANTS = [
         program="gather_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="gather_in_plain_order",
         fault="wrong index",
         file="cuda/gather.cu",
@@ -540,7 +534,7 @@ MUTANTS = [
         program="gather_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="last_row_block_counts_in_full",
         fault="statistics over tail rows",
         file="cuda/batch_norm.cu",
@@ -549,7 +543,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="statistics_without_a_barrier",
         fault="missing barrier",
         file="cuda/batch_norm.cu",
@@ -557,7 +551,7 @@ MUTANTS = [
         new="store_group_sums<kLanes, T>(sums, place, s1, s2);",
         program="batch_norm_test",
     ),
-    Mutant(
+    KernelMutant(
         name="merge_without_a_barrier",
         fault="missing barrier",
         file="cuda/batch_norm.cu",
@@ -566,7 +560,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="merge_loses_a_slice",
         fault="wrong reduction",
         file="cuda/batch_norm.cu",
@@ -575,7 +569,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="slab_does_not_wait_for_its_cluster",
         fault="missing barrier",
         file="cuda/batch_norm.cu",
@@ -584,7 +578,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="text",
     ),
-    Mutant(
+    KernelMutant(
         name="derivative_at_the_argument",
         fault="wrong rule",
         file="cuda/batch_norm.cu",
@@ -593,7 +587,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="running_variance_biased",
         fault="wrong rule",
         file="cuda/batch_norm.cu",
@@ -602,7 +596,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="running_statistics_of_a_failed_step",
         fault="wrong guard",
         file="cuda/batch_norm.cu",
@@ -611,7 +605,7 @@ MUTANTS = [
         program="batch_norm_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="tangent_of_activations_is_linear",
         fault="wrong rule",
         file="cuda/activation.cu",
@@ -620,7 +614,7 @@ MUTANTS = [
         program="tangent_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="tangent_of_maxout_takes_the_first_piece",
         fault="wrong rule",
         file="cuda/maxout.cu",
@@ -629,7 +623,7 @@ MUTANTS = [
         program="tangent_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="tangent_of_batch_norm_keeps_xhat",
         fault="wrong rule",
         file="cuda/batch_norm_tangent.cu",
@@ -638,7 +632,7 @@ MUTANTS = [
         program="tangent_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="tangent_of_batch_norm_adds_the_wrong_half",
         fault="wrong reduction",
         file="cuda/batch_norm_tangent.cu",
@@ -646,7 +640,7 @@ MUTANTS = [
         new="b += partials[block * pitch + column];",
         program="tangent_test",
     ),
-    Mutant(
+    KernelMutant(
         name="tangent_of_cross_entropy_is_not_centred",
         fault="wrong rule",
         file="cuda/loss.cu",
@@ -655,7 +649,7 @@ MUTANTS = [
         program="tangent_test",
         kind="expression",
     ),
-    Mutant(
+    KernelMutant(
         name="tangent_of_cross_entropy_has_no_weight",
         fault="wrong rule",
         file="cuda/loss.cu",
@@ -665,38 +659,6 @@ MUTANTS = [
         kind="expression",
     ),
 ]
-
-
-def switch(mutant: Mutant, number: int) -> str:
-    """The text that stands for `mutant.old` and makes the fault on demand."""
-    active = f"thalweg_mutant({number})"
-    if mutant.kind == "expression":
-        return f"({active} ? ({mutant.new}) : ({mutant.old}))"
-    return f"if ({active}) {{ {mutant.new} }} else {{ {mutant.old} }}"
-
-
-SWITCH_HEADER = """
-#include <cstdlib>
-inline const int thalweg_chosen_mutant =
-    std::getenv("THALWEG_MUTANT") ? std::atoi(std::getenv("THALWEG_MUTANT")) : -1;
-inline bool thalweg_mutant(int number) { return number == thalweg_chosen_mutant; }
-"""
-
-
-def planted(mutants: list[Mutant]) -> dict[str, str]:
-    """Text of every file that the mutants change, with all of them in it."""
-    texts: dict[str, str] = {}
-    for mutant in mutants:
-        original = (CSRC / mutant.file).read_text(encoding="utf-8")
-        assert original.count(mutant.old) == 1, (
-            f"{mutant.name}: expected the text once in {mutant.file}, "
-            f"got {original.count(mutant.old)} times: {mutant.old}"
-        )
-        text = texts.setdefault(mutant.file, original)
-        assert text.count(mutant.old) == 1, f"{mutant.name}: overlaps another mutant"
-        new = mutant.new if mutant.kind == "text" else switch(mutant, MUTANTS.index(mutant))
-        texts[mutant.file] = text.replace(mutant.old, new)
-    return texts
 
 
 def includes(path: Path) -> set[str]:
@@ -750,7 +712,7 @@ class Workshop:
         self.objects: dict[tuple[str, str], Path] = {}
         self.programs: dict[tuple[str, int | None], Path] = {}
         (folder / "switch.h").write_text(SWITCH_HEADER)
-        self.overlay("all", planted([mutant for mutant in MUTANTS if mutant.kind != "text"]))
+        self.overlay("all", planted(row for row in enumerate(MUTANTS) if row[1].kind != "text"))
 
     def overlay(self, name: str, texts: dict[str, str]) -> None:
         for file, text in texts.items():
@@ -782,7 +744,7 @@ class Workshop:
         touched = None
         if number is not None:
             touched = MUTANTS[number].file
-            self.overlay(f"mutant_{number}", planted([MUTANTS[number]]))
+            self.overlay(f"mutant_{number}", planted([(number, MUTANTS[number])]))
         jobs = []
         for source in [f"{name}.cu", *sources]:
             changed = touched == source or touched in headers.get(source, ())
