@@ -1,4 +1,4 @@
-"""matmul_precision "medium" on the CPU: factors of products are rounded to bfloat16, nothing else.
+"""matmul_precision "medium": factors of products are rounded to bfloat16, nothing else.
 
 An independent NumPy network rounds the same factors and computes in float64.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import thalweg as tw
+from conftest import DEVICE
 from thalweg import nn, optim
 from thalweg.datasets import load_digits
 
@@ -24,7 +25,7 @@ def rounded(x: Array) -> Array:
 
 
 def model(network: nn.Layer, features: int, **options: Any) -> tw.Model:
-    options = {"matmul_precision": "medium", "device": "cpu", "seed": 3, **options}
+    options = {"matmul_precision": "medium", "device": DEVICE, "seed": 3, **options}
     return tw.Model(network, in_features=features, **options)
 
 
@@ -38,6 +39,7 @@ def relative(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="tensor cores take products of wide layers alone")
 @pytest.mark.parametrize("rows", [1, 2, 65, 200])
 def test_a_network_equals_one_with_rounded_factors(rows: int) -> None:
     network = nn.Sequential(nn.Dense(70), nn.ReLU(), nn.Dense(45), nn.Tanh(), nn.Dense(10))
@@ -102,7 +104,7 @@ def test_copies_and_checkpoints_go_on_bitwise(tmp_path: Any) -> None:
     first = model(NETWORKS["batch norm"], 21, optimizer=optim.Adam(1e-2))
     first.fit(x, y, epochs=1, batch_size=32, verbose=False)
     first.save(tmp_path / "medium.safetensors")
-    others = [first.copy(), tw.Model.load(tmp_path / "medium.safetensors", device="cpu")]
+    others = [first.copy(), tw.Model.load(tmp_path / "medium.safetensors", device=DEVICE)]
     for each in [first, *others]:
         each.fit(x, y, epochs=2, batch_size=32, verbose=False)
         assert (each.parameters == first.parameters).all()

@@ -9,12 +9,13 @@ import networks
 import numpy as np
 import pytest
 import reference as ref
+from conftest import scaled
 from support import case_model
 
 FORWARD, LOSS, GRADIENT = 4e-6, 1e-6, 3e-5
 FLOAT64 = 1e-12
-SEEDS_PER_TEST = 50
-CASES = 500
+CASES = scaled(500, 100)
+SEEDS_PER_TEST = CASES // 10
 
 
 def check_evaluation(case: networks.Case, dtype: str, training: bool, folder: Path) -> None:
