@@ -136,9 +136,9 @@ def test_package_holds_one_library_and_is_small(package_dir: Path) -> None:
     assert len(libraries) == 1
     extensions = list(package_dir.glob("_core*"))
     size = sum(path.stat().st_size for path in libraries + extensions if path.suffix != ".pyi")
-    # Kernels for several GPUs take more than the rest together.
-    with_gpus = "compiled for sm" in thalweg._core.information()["cuda_report"]
-    assert size < (24_000_000 if with_gpus else 8_000_000)
+    # Kernels for several GPUs take more than the rest together; emulated ones are tests alone.
+    with_cuda = "compiled for" in thalweg._core.information()["cuda_report"]
+    assert size < (24_000_000 if with_cuda else 8_000_000)
 
 
 def test_library_exports_c_abi_and_marked_internals_only(package_dir: Path) -> None:
