@@ -113,6 +113,22 @@ def test_device_arrays_hold_what_was_put_in(dtype: str) -> None:
 
 
 @needs_cuda
+def test_scalars_and_empty_arrays() -> None:
+    scalar = network().to_device(np.float64(2.5))
+    assert (scalar.shape, scalar.size, scalar.numpy()) == ((), 1, 2.5)
+    with pytest.raises(TypeError, match="0 dimensions"):
+        len(scalar)
+    empty = network().to_device(np.zeros((0, FEATURES)))
+    assert (empty.shape, empty.nbytes, len(empty)) == ((0, FEATURES), 0, 0)
+    np.testing.assert_array_equal(empty.numpy(), np.zeros((0, FEATURES)))
+    with pytest.raises(ValueError, match="at least one row"):
+        network().predict(empty)
+    for wrong in ("text", [1j], object()):
+        with pytest.raises(TypeError, match="to_device"):
+            network().to_device(wrong)  # type: ignore[arg-type]
+
+
+@needs_cuda
 def test_export_keeps_to_the_protocol() -> None:
     array = network().to_device(np.arange(5.0))
     for stream in (None, -1, 1, 2, 4096):
@@ -423,6 +439,8 @@ def test_models_on_the_cpu_refuse_arrays_of_a_gpu() -> None:
             lambda xd=xd, yd=yd: model.step(xd, yd),
             lambda xd=xd: model.loss_and_grad(xd, y),
             lambda xd=xd: tw.Objective(model, xd, y),
+            lambda xd=xd: tw.Objective(lender, xd, y),
+            lambda xd=xd: tw.Population(model, 2).predict(xd),
             lambda xd=xd: tw.ops.dense(xd, np.ones((2, FEATURES))),
         ):
             with pytest.raises(tw.DeviceError, match=r"CPU memory.*GPU 0"):

@@ -25,7 +25,12 @@ class PyDeviceArray {
   std::int64_t size() const { return memory_->bytes() / item_size(dtype_); }
   std::int64_t nbytes() const { return memory_->bytes(); }
   std::string device() const { return concat("cuda:", memory_->device()); }
-  std::int64_t length() const { return shape_.front(); }
+  std::int64_t length() const {
+    expect<TypeError>(!shape_.empty(),
+                      "[DeviceArray] expected an array with a length, got one of 0 "
+                      "dimensions");
+    return shape_.front();
+  }
   std::string text() const {
     return concat("DeviceArray(shape=", py::repr(shape()).cast<std::string>(), ", dtype='",
                   dtype_name(dtype_), "', device='", device(), "')");

@@ -1,5 +1,7 @@
 #include "training/cuda_exchange.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "training/cuda_data.h"
 
@@ -52,8 +54,8 @@ class CudaMemory final : public DeviceMemory {
 CudaExchange::CudaExchange(int device, cudaStream_t stream)
     : device_(device),
       stream_(kOperation, stream),
-      check_(1, kOperation),
-      host_check_(1, kOperation) {}
+      check_(kChecks, kOperation),
+      host_check_(kChecks, kOperation) {}
 
 std::uintptr_t CudaExchange::stream() const {
   return reinterpret_cast<std::uintptr_t>(static_cast<cudaStream_t>(stream_));
@@ -88,22 +90,33 @@ void CudaExchange::check_place(const ArrayView& array, const std::string& operat
                       ", where the model is, got GPU ", attributes.device, "; copy it there first");
 }
 
-ElementReport CudaExchange::check(const ArrayView& array, ElementRule rule, double limit) const {
+std::vector<ElementReport> CudaExchange::check(const std::vector<ElementRequest>& requests) const {
   const cuda::DeviceScope scope(device_);
   const std::lock_guard lock(check_mutex_);
-  cuda::ElementCheck& found = host_check_[0];
-  found = {~0ull, 0};
-  const auto copy = [&](void* to, const void* from, cudaMemcpyKind kind) {
-    cuda::check(cudaMemcpyAsync(to, from, sizeof(found), kind, stream_), kOperation);
-  };
-  copy(check_.data(), &found, cudaMemcpyHostToDevice);
-  cuda::check_elements(array, rule, limit, check_.data(), stream_);
-  copy(&found, check_.data(), cudaMemcpyDeviceToHost);
-  stream_.synchronize(kOperation);
-  ElementReport report;
-  if (found.first_bad != ~0ull) report.first_bad = static_cast<std::int64_t>(found.first_bad);
-  report.positive = found.positive > 0;
-  return report;
+  std::vector<ElementReport> reports;
+  const auto total = static_cast<std::int64_t>(requests.size());
+  for (std::int64_t first = 0; first < total; first += kChecks) {
+    const std::int64_t count = std::min(kChecks, total - first);
+    const auto copy = [&](void* to, const void* from, cudaMemcpyKind kind) {
+      const std::size_t bytes = array_bytes(count, sizeof(cuda::ElementCheck));
+      cuda::check(cudaMemcpyAsync(to, from, bytes, kind, stream_), kOperation);
+    };
+    for (std::int64_t i = 0; i < count; ++i) host_check_[i] = {~0ull, 0};
+    copy(check_.data(), host_check_.data(), cudaMemcpyHostToDevice);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const ElementRequest& request = requests[static_cast<std::size_t>(first + i)];
+      cuda::check_elements(request.array, request.rule, request.limit, check_.data() + i, stream_);
+    }
+    copy(host_check_.data(), check_.data(), cudaMemcpyDeviceToHost);
+    stream_.synchronize(kOperation);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const cuda::ElementCheck& found = host_check_[i];
+      ElementReport& report = reports.emplace_back();
+      if (found.first_bad != ~0ull) report.first_bad = static_cast<std::int64_t>(found.first_bad);
+      report.positive = found.positive > 0;
+    }
+  }
+  return reports;
 }
 
 void CudaExchange::store(const void* from, void* to, std::int64_t bytes) const {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "cuda/gather.h"
 #include "cuda/resources.h"
@@ -25,7 +26,7 @@ class CudaExchange final : public DeviceExchange {
   Memory memory_of(const void* data) const override;
   void check_place(const ArrayView& array, const std::string& operation,
                    const std::string& name) const override;
-  ElementReport check(const ArrayView& array, ElementRule rule, double limit) const override;
+  std::vector<ElementReport> check(const std::vector<ElementRequest>& requests) const override;
   void store(const void* from, void* to, std::int64_t bytes) const override;
   void fetch(const void* from, void* to, std::int64_t bytes) const override;
   void fetch(const ArrayView& from, void* to) const override;
@@ -39,6 +40,8 @@ class CudaExchange final : public DeviceExchange {
   }
 
  private:
+  static constexpr std::int64_t kChecks = 4;  // whose results fit in one copy
+
   int device_;
   cuda::Stream stream_;
   mutable std::mutex check_mutex_;  // of the memory below

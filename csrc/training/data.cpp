@@ -93,8 +93,8 @@ std::string shape_text(const ArrayView& array) {
 void check_place(const DataCheck& check, const ArrayView& array, const char* name) {
   if (!array.on_device()) return;
   expect<DeviceError>(check.exchange != nullptr, "[", check.operation, "] expected ", name,
-                      " in CPU memory, got an array in GPU memory; copy it to the CPU first, or "
-                      "use a model on device \"cuda\"");
+                      " in CPU memory, got an array in GPU memory; copy it to the CPU first: "
+                      "only the calls of a model on device \"cuda\" take it as it is");
   check.exchange->check_place(array, check.operation, name);
 }
 
@@ -127,57 +127,93 @@ ElementReport find_bad_element(const DataCheck& check, const ArrayView& array, E
   return report;
 }
 
-// Throws with the place of the first element that breaks the rule. Returns whether any is above
-// zero.
-bool check_elements(const DataCheck& check, const ArrayView& array, const char* name,
-                    const std::string& expected, ElementRule rule, double limit = 0.0) {
-  if (!check.elements) return true;
-  const ElementReport report = array.on_device() ? check.exchange->check(array, rule, limit)
-                                                 : find_bad_element(check, array, rule, limit);
-  if (!report.first_bad) return report.positive;
-  const std::int64_t r = *report.first_bad / array.cols, c = *report.first_bad % array.cols;
-  const std::byte* at = element(array, r, c);
-  std::array<std::byte, sizeof(double)> fetched;
-  if (array.on_device()) {
-    check.exchange->fetch(at, fetched.data(), item_size(array.dtype));
-    at = fetched.data();
-  }
-  const double value = with_reader(array.dtype, [&](auto read) { return read(at); });
-  const std::string place =
-      array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
-  throw ValueError(
-      concat("[", check.operation, "] expected ", expected, ", got ", name, place, " = ", value));
-}
+// Checks of elements: at once in host memory; those on a device are collected, so that the host
+// waits for the device once.
+class ElementChecks {
+ public:
+  explicit ElementChecks(const DataCheck& check) : check_(check) {}
 
-void check_weights(const DataCheck& check, const ArrayView& weights, std::int64_t rows) {
+  // With `some_positive`, one of them has to be above zero too.
+  void add(const ArrayView& array, const char* name, const std::string& expected, ElementRule rule,
+           double limit = 0.0, bool some_positive = false) {
+    if (!check_.elements) return;
+    const Item item{array, name, expected, some_positive};
+    if (!array.on_device()) {
+      judge(item, find_bad_element(check_, array, rule, limit));
+      return;
+    }
+    items_.push_back(item);
+    requests_.push_back({array, rule, limit});
+  }
+  void finish() {
+    if (items_.empty()) return;
+    const std::vector<ElementReport> reports = check_.exchange->check(requests_);
+    for (std::size_t i = 0; i < items_.size(); ++i) judge(items_[i], reports[i]);
+  }
+
+ private:
+  struct Item {
+    ArrayView array;
+    const char* name;
+    std::string expected;
+    bool some_positive;
+  };
+
+  // Throws with the place of the first element that breaks the rule.
+  void judge(const Item& item, const ElementReport& report) const {
+    expect<ValueError>(report.first_bad || report.positive || !item.some_positive, "[",
+                       check_.operation, "] expected ", item.name,
+                       " with a positive sum, got all zeros");
+    if (!report.first_bad) return;
+    const ArrayView& array = item.array;
+    const std::int64_t r = *report.first_bad / array.cols, c = *report.first_bad % array.cols;
+    const std::byte* at = element(array, r, c);
+    std::array<std::byte, sizeof(double)> fetched;
+    if (array.on_device()) {
+      check_.exchange->fetch(at, fetched.data(), item_size(array.dtype));
+      at = fetched.data();
+    }
+    const double value = with_reader(array.dtype, [&](auto read) { return read(at); });
+    const std::string place =
+        array.dimensions == 1 ? concat("[", r, "]") : concat("[", r, ", ", c, "]");
+    throw ValueError(concat("[", check_.operation, "] expected ", item.expected, ", got ",
+                            item.name, place, " = ", value));
+  }
+
+  const DataCheck& check_;
+  std::vector<Item> items_;
+  std::vector<ElementRequest> requests_;
+};
+
+void check_weights(const DataCheck& check, const ArrayView& weights, std::int64_t rows,
+                   ElementChecks* elements) {
   expect<ValueError>(weights.dimensions == 1 && weights.rows == rows, "[", check.operation,
                      "] expected sample_weight of shape (", rows, ",), got ", shape_text(weights));
   check_place(check, weights, "sample_weight");
-  const bool positive = check_elements(check, weights, "sample_weight",
-                                       "finite sample weights >= 0", ElementRule::kNotNegative);
-  expect<ValueError>(positive, "[", check.operation,
-                     "] expected sample weights with a positive sum, got all zeros");
+  elements->add(weights, "sample_weight", "finite sample weights >= 0", ElementRule::kNotNegative,
+                0.0, true);
 }
 
-Targets check_cross_entropy_target(const DataCheck& check, const ArrayView& y) {
+Targets check_cross_entropy_target(const DataCheck& check, const ArrayView& y,
+                                   ElementChecks* elements) {
   const std::int64_t classes = check.plan.out_features;
   if (y.dimensions == 1) {
     expect<TypeError>(is_integer(y.dtype), "[", check.operation,
                       "] expected integer labels or probabilities of shape (n, ", classes,
                       ") for cross_entropy, got a one-dimensional array of ", dtype_name(y.dtype),
                       "; cast labels with y.astype(int)");
-    check_elements(check, y, "y", concat("labels in [0, ", classes, ")"), ElementRule::kBelow,
-                   static_cast<double>(classes));
+    elements->add(y, "y", concat("labels in [0, ", classes, ")"), ElementRule::kBelow,
+                  static_cast<double>(classes));
     return Targets::kLabels;
   }
   expect<ValueError>(y.cols == classes, "[", check.operation, "] expected probabilities of shape (",
                      y.rows, ", ", classes, "), one column per output, got ", shape_text(y),
                      "; integer labels are one-dimensional");
-  check_elements(check, y, "y", "finite probabilities >= 0", ElementRule::kNotNegative);
+  elements->add(y, "y", "finite probabilities >= 0", ElementRule::kNotNegative);
   return Targets::kDense;
 }
 
-void check_dense_target(const DataCheck& check, const ArrayView& y) {
+void check_dense_target(const DataCheck& check, const ArrayView& y, ElementChecks* elements) {
   const Plan& plan = check.plan;
   const std::string& operation = check.operation;
   expect<ValueError>((y.dimensions == 1 && plan.out_features == 1) || y.cols == plan.out_features ||
@@ -192,14 +228,13 @@ void check_dense_target(const DataCheck& check, const ArrayView& y) {
   const char* name = loss_name(plan.description.loss.elementwise);
   switch (target) {
     case TargetKind::real:
-      check_elements(check, y, "y", "finite targets", ElementRule::kFinite);
+      elements->add(y, "y", "finite targets", ElementRule::kFinite);
       break;
     case TargetKind::unit_interval:
-      check_elements(check, y, "y", concat("targets in [0, 1] for ", name),
-                     ElementRule::kUnitInterval);
+      elements->add(y, "y", concat("targets in [0, 1] for ", name), ElementRule::kUnitInterval);
       break;
     case TargetKind::sign:
-      check_elements(check, y, "y", concat("targets -1 or +1 for ", name), ElementRule::kSign);
+      elements->add(y, "y", concat("targets -1 or +1 for ", name), ElementRule::kSign);
       break;
   }
 }
@@ -214,9 +249,7 @@ std::int64_t label_at(Read read, const Batch& batch, std::int64_t row) {
   return static_cast<std::int64_t>(label);
 }
 
-}  // namespace
-
-void check_input(const DataCheck& check, const ArrayView& x) {
+void check_input_with(const DataCheck& check, const ArrayView& x, ElementChecks* elements) {
   const Plan& plan = check.plan;
   expect<ValueError>(x.dimensions == 2, "[", check.operation, "] expected x of shape (n, ",
                      plan.in_features, "), got ", shape_text(x),
@@ -233,12 +266,12 @@ void check_input(const DataCheck& check, const ArrayView& x) {
     scan_rows(x.rows, x.cols, check.threads, check.interrupt, check.operation, [&](Range rows) {
       if (!cpu::kernels<float>().all_finite(x, rows)) finite = false;
     });
-  if (!finite) check_elements(check, x, "x", "finite x", ElementRule::kFinite);
+  if (!finite) elements->add(x, "x", "finite x", ElementRule::kFinite);
 }
 
-Targets check_data(const DataCheck& check, const Data& data) {
-  check_input(check, data.x);
-  if (data.weights.present()) check_weights(check, data.weights, data.x.rows);
+Targets check_data_with(const DataCheck& check, const Data& data, ElementChecks* elements) {
+  check_input_with(check, data.x, elements);
+  if (data.weights.present()) check_weights(check, data.weights, data.x.rows, elements);
   const LossDescription::Kind kind = check.plan.description.loss.kind;
   if (kind == LossDescription::Kind::kCustom) return Targets::kNone;
   expect<ValueError>(data.y.present(), "[", check.operation, "] expected targets y, got none");
@@ -246,9 +279,24 @@ Targets check_data(const DataCheck& check, const Data& data) {
                      "] expected len(y) == len(x) (", data.x.rows, "), got ", data.y.rows);
   check_place(check, data.y, "y");
   if (kind == LossDescription::Kind::kCrossEntropy)
-    return check_cross_entropy_target(check, data.y);
-  check_dense_target(check, data.y);
+    return check_cross_entropy_target(check, data.y, elements);
+  check_dense_target(check, data.y, elements);
   return Targets::kDense;
+}
+
+}  // namespace
+
+void check_input(const DataCheck& check, const ArrayView& x) {
+  ElementChecks elements(check);
+  check_input_with(check, x, &elements);
+  elements.finish();
+}
+
+Targets check_data(const DataCheck& check, const Data& data) {
+  ElementChecks elements(check);
+  const Targets targets = check_data_with(check, data, &elements);
+  elements.finish();
+  return targets;
 }
 
 void check_class_weights(const Plan& plan, const std::vector<double>& weights, Targets targets,

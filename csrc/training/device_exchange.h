@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/array_view.h"
 #include "math/element_rule.h"
@@ -22,6 +23,11 @@ class DeviceMemory {
   virtual std::shared_ptr<DeviceMemory> copy() const = 0;
 };
 
+struct ElementRequest {
+  ArrayView array;
+  ElementRule rule;
+  double limit;
+};
 // The first element that breaks a rule, row by row, and whether any is above zero.
 struct ElementReport {
   std::optional<std::int64_t> first_bad;
@@ -46,7 +52,7 @@ class DeviceExchange {
   // DeviceError unless the array lies on the device.
   virtual void check_place(const ArrayView& array, const std::string& operation,
                            const std::string& name) const = 0;
-  virtual ElementReport check(const ArrayView& array, ElementRule rule, double limit) const = 0;
+  virtual std::vector<ElementReport> check(const std::vector<ElementRequest>& requests) const = 0;
 
   // Complete when they return.
   virtual void store(const void* from, void* to, std::int64_t bytes) const = 0;
