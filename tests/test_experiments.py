@@ -12,9 +12,9 @@ import thalweg
 from thalweg.experiments import CORE, Context, convex, report
 
 QUICK = Context(quick=True)
-IDS = [f"e{n}" for n in (*range(2, 13), *range(14, 19), 20, 22, 23, 25, 26, 30, 31, 34)]
+IDS = [f"e{n}" for n in (*range(2, 13), *range(14, 19), 20, 22, 23, 25, 26, 28, 30, 31, 34)]
 REPORTS = {"e22", "e30", "e31"}
-CHEAP = set(IDS) - REPORTS - {"e2", "e3", "e6", "e11"}
+CHEAP = set(IDS) - REPORTS - {"e2", "e3", "e6", "e11", "e28"}
 
 
 def by_id(name):

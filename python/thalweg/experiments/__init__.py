@@ -38,6 +38,7 @@ from . import (
     product_chain,
     rates,
     saddle_escape,
+    saddle_free,
     saddle_index,
     shuffling,
 )
@@ -65,6 +66,7 @@ CORE: tuple[Experiment, ...] = (
     linear_dynamics.EXPERIMENT,
     shuffling.EXPERIMENT,
     clipping.EXPERIMENT,
+    saddle_free.EXPERIMENT,
     optimizers.EXPERIMENT,
     architectures.EXPERIMENT,
     conditioning.EXPERIMENT,
