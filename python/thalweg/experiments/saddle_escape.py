@@ -85,7 +85,7 @@ EXPERIMENT = Experiment(
     "e10",
     "Gradient descent flees saddles, Newton's method seeks them",
     "Next to a saddle Newton's method jumps onto it; every gradient method leaves it, and saddle-"
-    "free Newton is the first to.",
+    "free Newton long before momentum and gradient descent.",
     "Dauphin, Pascanu, Gulcehre, Cho, Ganguli, Bengio, Identifying and attacking the saddle point "
     "problem, 2014; Goodfellow, Bengio, Courville, Deep Learning, section 8.2.3",
     "x^2/2 - y^2/10 from (1, 0.001), to |y| = 1, at most 2,000 steps; rate 0.1 (AdaDelta 1, "
