@@ -40,7 +40,10 @@ TOOLS = {
     "safetensors": "safetensors>=0.4",
 }
 # The tests that models on a GPU are about.
-TESTS = ("training", "determinism", "checkpoint", "model_api", "random_networks", "gradients")
+TESTS = (
+    "training", "determinism", "checkpoint", "model_api", "random_networks", "gradients", "cuda",
+    "objective", "methods_in_training",
+)  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # The most that a stage may take, of the nine minutes.
 SECONDS = {"environment": 60, "build": 200, "kernels": 60, "tests": 120, "sanitizers": 70}
