@@ -335,11 +335,11 @@ def test_chunks_are_sums(dtype: str) -> None:
 
 
 def test_compensated_sums() -> None:
-    """Chunks whose gradients cancel leave the sum of the small ones."""
+    """Chunks whose gradients cancel leave the sum of the small ones, in between and after them."""
     model = tw.Model(nn.Dense(1, bias=False), 1, "squared_error", dtype="float64", device=DEVICE)
     x = np.ones((64 * 4, 1))
-    y = np.zeros((64 * 4, 1))
-    y[:64], y[64:128], y[128:] = 1e17, -1e17, 0.5
+    y = np.full((64 * 4, 1), 0.5)
+    y[:64], y[128:192] = 1e17, -1e17
     objective = tw.Objective(model, x, y, chunk_size=64)
     gradient = objective.grad([0.0])
     assert gradient[0] == -2.0 * 0.5 * 128 / 256
