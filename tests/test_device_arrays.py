@@ -340,6 +340,19 @@ def test_labels_on_the_gpu_serve_what_the_host_computes() -> None:
 
 
 @needs_cuda
+@pytest.mark.parametrize("batch_size", [100, 32])
+def test_methods_take_data_on_the_gpu(batch_size: int) -> None:
+    """They select rows on the host, whatever memory these came in."""
+    x, y, w = data()
+    models = [network(optimizer=optim.SteepestDescent(0.1)) for _ in range(2)]
+    on_gpu = [models[1].to_device(a) for a in (x, y, w)]
+    for model, (xs, ys, ws) in zip(models, ((x, y, w), on_gpu), strict=True):
+        model.fit(xs, ys, sample_weight=ws, epochs=2, batch_size=batch_size, verbose=False)
+        model.step(xs, ys)
+    assert_same(*models)
+
+
+@needs_cuda
 def test_parameters_come_from_the_gpu() -> None:
     trained, other = network(), network(seed=6)
     trained.fit(*data()[:2], batch_size=16, verbose=False)
