@@ -405,10 +405,66 @@ def test_memory_lives_as_long_as_somebody_holds_it() -> None:
     np.testing.assert_array_equal(identity.predict(Holder()).numpy(), expected)
 
 
-@needs_cuda
-def test_device_memory_comes_back() -> None:
+def run_with_memory(megabytes: int, code: str, folder: Path) -> None:
+    """Runs code on an emulated device of that size."""
     if not EMULATED:
         pytest.skip("the emulator alone has a memory of chosen size")
+    env = {**os.environ, "THALWEG_EMULATOR_MEMORY_MB": str(megabytes)}
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=env, cwd=folder, check=True, timeout=300,
+    )  # fmt: skip
+
+
+@needs_cuda
+def test_labels_on_the_gpu_go_with_data_beyond_its_memory(tmp_path: Path) -> None:
+    code = """
+        import numpy as np
+        import thalweg as tw
+        from thalweg import nn
+
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((6000, 256))  # 12 MB
+        y, w = rng.integers(0, 3, 6000), rng.uniform(0.5, 1.5, 6000)
+        model = tw.Model([nn.Dense(8), nn.ReLU(), nn.Dense(3)], 256, device="cuda", seed=1)
+        labels, weights = (model.to_device(a) for a in (y, w)) if ON_GPU else (y, w)
+        for accumulate in (1, 3):
+            model.fit(x, labels, sample_weight=weights, batch_size=700, accumulate=accumulate,
+                      validation_data=(x, labels), verbose=False)
+        np.save("NAME.npy", model.parameters)
+    """
+    for name, megabytes, on_gpu in (("large", 256, False), ("small", 10, True)):
+        text = code.replace("NAME", name).replace("ON_GPU", str(on_gpu))
+        run_with_memory(megabytes, text, tmp_path)
+    large, small = (np.load(tmp_path / f"{name}.npy") for name in ("large", "small"))
+    np.testing.assert_array_equal(small, large)
+
+
+@needs_cuda
+def test_targets_that_do_not_fit_beside_x(tmp_path: Path) -> None:
+    code = """
+        import numpy as np
+        import thalweg as tw
+        from thalweg import nn
+
+        model = tw.Model(nn.Dense(500), 16, "squared_error", device="cuda")
+        x, y = model.to_device(np.zeros((6000, 16), np.float32)), np.zeros((6000, 500))  # 24 MB
+        for _ in range(2):
+            try:
+                model.fit(x, y, batch_size=100, verbose=False)
+            except MemoryError as error:
+                assert "room for y" in str(error), error
+            else:
+                raise AssertionError("no error")
+            assert model.steps_done == 0
+        model.fit(x.numpy(), y, batch_size=100, verbose=False)
+        assert model.steps_done == 60
+    """
+    run_with_memory(16, code, tmp_path)
+
+
+@needs_cuda
+def test_device_memory_comes_back(tmp_path: Path) -> None:
     code = """
         import numpy as np
         import thalweg as tw
@@ -428,8 +484,7 @@ def test_device_memory_comes_back() -> None:
         model.fit(x, outputs[0], batch_size=1000, verbose=False)
         assert model.steps_done == 4
     """
-    env = {**os.environ, "THALWEG_EMULATOR_MEMORY_MB": "32"}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, check=True, timeout=300)
+    run_with_memory(32, code, tmp_path)
 
 
 # ---- what cannot work ----------------------------------------------------------------------------
