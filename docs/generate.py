@@ -1,11 +1,14 @@
 """Generates what the documentation takes from the code.
 
-    python docs/generate.py            fill the tables of docs/methods.md, check docstrings, and
+    python docs/generate.py            fill the tables of the pages, check docstrings, and
                                        build the API reference in docs/api/ (needs pdoc)
     python docs/generate.py --check    only say what is stale or undocumented
+    python docs/generate.py --results FILE...
+                                       before that, take rows of `thalweg reproduce` over into
+                                       docs/experiments.json
 
 Tables stand between `<!-- generated: NAME -->` and `<!-- end -->`. They come from the lists of the
-engine (csrc/math/*.inc) and the descriptions in python/thalweg.
+engine (csrc/math/*.inc), the descriptions in python/thalweg and docs/experiments.json.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -24,9 +28,13 @@ from typing import Any, cast
 
 import thalweg
 from thalweg import _core, init, losses, nn, optim, schedules
+from thalweg.experiments import CORE
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "docs" / "methods.md"
+EXPERIMENTS = ROOT / "docs" / "experiments.md"
+RESULTS = ROOT / "docs" / "experiments.json"
+PAGES = (METHODS, EXPERIMENTS)
 API = ROOT / "docs" / "api"
 
 _MARK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -139,6 +147,57 @@ def _simple(module: ModuleType) -> str:
     return _rows(["name", "Python", "definition"], rows)
 
 
+def _results() -> dict[str, dict[str, Any]]:
+    """The kept rows of experiments, by id."""
+    return {row["id"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _experiments() -> str:
+    results = _results()
+    rows = []
+    for experiment in CORE:
+        row = results.get(experiment.id)
+        if row is None:
+            continue
+        verdicts = row["seeds"].values()
+        passed = f"{sum(v == 'pass' for v in verdicts)} of {len(verdicts)}"
+        if row["verdict"] == "report":
+            passed = "report"
+        cells = (experiment.title, row["measured"], experiment.threshold, passed)
+        seconds = f"{row['seconds']:.1f} s"
+        rows.append([experiment.id, *map(_cell, cells), seconds, f"`{row['commit']}`"])
+    header = ["id", "claim", "measured", "threshold", "seeds passed", "time", "commit"]
+    return _rows(header, rows)
+
+
+def _settings() -> str:
+    rows = [
+        [experiment.id, *map(_cell, (experiment.claim, experiment.setting, experiment.source))]
+        for experiment in CORE
+    ]
+    return _rows(["id", "claim in full", "setting", "source"], rows)
+
+
+def take_results(paths: Iterable[str]) -> None:
+    """Keep the rows of files of `thalweg reproduce` in place of older ones."""
+    results = _results()
+    for path in paths:
+        for row in json.loads(Path(path).read_text(encoding="utf-8")):
+            kept = ("id", "claim", "setting", "threshold", "measured", "verdict")
+            results[row["id"]] = {key: row[key] for key in kept} | {
+                "seeds": {seed: found["verdict"] for seed, found in row["seeds"].items()},
+                "seconds": round(row["seconds"], 1),
+                "version": row["version"],
+                "commit": row["commit"],
+            }
+    rows = [results[experiment.id] for experiment in CORE if experiment.id in results]
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
 def tables() -> dict[str, str]:
     """Every generated table by its name."""
     return {
@@ -148,6 +207,8 @@ def tables() -> dict[str, str]:
         "methods": _methods(),
         "initializers": _simple(init),
         "schedules": _simple(schedules),
+        "experiments": _experiments(),
+        "settings": _settings(),
     }
 
 
@@ -183,6 +244,19 @@ def list_problems() -> Iterator[str]:
         for cls in (*_described(module).values(), *methods.values()):
             if not re.search(rf"(^### .*\b{cls.__name__}\b|\*\*{cls.__name__}\*\*)", prose, re.M):
                 yield f"docs/methods.md: nothing about {module.__name__}.{cls.__name__}"
+
+
+def experiment_problems() -> Iterator[str]:
+    """Experiments without a row of results, or with one of another claim, setting or threshold."""
+    results = _results()
+    for experiment in CORE:
+        row = results.get(experiment.id)
+        if row is None:
+            yield f"docs/experiments.json: nothing about {experiment.id}"
+            continue
+        for key in ("claim", "setting", "threshold"):
+            if row[key] != getattr(experiment, key):
+                yield f"docs/experiments.json: {experiment.id} was measured with another {key}"
 
 
 def public_modules() -> list[ModuleType]:
@@ -261,10 +335,12 @@ def docstring_problems() -> Iterator[str]:
 
 def problems() -> list[str]:
     """Everything that is wrong, in words."""
-    found = [*list_problems(), *docstring_problems()]
-    text = METHODS.read_text(encoding="utf-8")
-    if filled(text) != text:
-        found.append("docs/methods.md: tables are stale; run python docs/generate.py")
+    found = [*list_problems(), *experiment_problems(), *docstring_problems()]
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            name = page.relative_to(ROOT).as_posix()
+            found.append(f"{name}: tables are stale; run python docs/generate.py")
     return found
 
 
@@ -286,9 +362,14 @@ def main() -> int:
     """Generate, or only check."""
     parser = argparse.ArgumentParser(description="Generate the tables and the API reference.")
     parser.add_argument("--check", action="store_true", help="change nothing")
-    check = parser.parse_args().check
+    parser.add_argument("--results", nargs="+", default=[], metavar="FILE", help="results.json")
+    options = parser.parse_args()
+    check = options.check
+    if options.results:
+        take_results(options.results)
     if not check:
-        METHODS.write_text(filled(METHODS.read_text(encoding="utf-8")), encoding="utf-8")
+        for page in PAGES:
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     found = problems()
     print("\n".join(found) or "every public name is documented and every table is current")
     if not check and not found:

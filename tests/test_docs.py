@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -207,6 +208,37 @@ def test_docstring_examples(
 
 def test_documentation_is_complete_and_generated() -> None:
     assert not generate.problems()
+
+
+def test_results_of_experiments_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "experiments.json"
+    kept.write_text("[]")
+    monkeypatch.setattr(generate, "RESULTS", kept)
+    assert len(list(generate.experiment_problems())) == len(generate.CORE)
+    experiment = next(experiment for experiment in generate.CORE if experiment.id == "e15")
+    row = {
+        "id": "e15",
+        **{key: getattr(experiment, key) for key in ("claim", "source", "setting", "threshold")},
+        "measured": "a|b",
+        "verdict": "fail",
+        "values": {},
+        "seconds": 1.25,
+        "version": "1.0",
+        "commit": "abc",
+        "seeds": {"0": {"verdict": "pass"}, "1000": {"verdict": "fail"}},
+    }
+    results = tmp_path / "results.json"
+    for setting in (row["setting"], "another"):
+        results.write_text(json.dumps([{**row, "setting": setting}]))
+        generate.take_results([str(results)])
+        table = generate.tables()["experiments"].splitlines()
+        assert len(table) == 3
+        assert "| a\\|b |" in table[2]
+        assert table[2].endswith("| 1 of 2 | 1.2 s | `abc` |")
+        found = [text for text in generate.experiment_problems() if "e15" in text]
+        assert found == ["docs/experiments.json: e15 was measured with another setting"] * (
+            setting == "another"
+        )
 
 
 def test_references_resolve() -> None:
