@@ -243,3 +243,25 @@ def test_activations_can_be_interrupted() -> None:
         while True:
             model.activations(x)
     assert time.perf_counter() - start < 10.0
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="GPUs compute with subnormal numbers at full speed")
+def test_networks_flush_subnormal_numbers_and_leave_callers_alone() -> None:
+    tiny = np.finfo(np.float32).tiny
+    model = tw.Model(nn.Dense(2, bias=False), 1, optimizer=optim.Momentum(0.1))
+    model.set_parameters({"layers.0.weight": np.array([[0.0], [-90.0]], np.float32)})
+    one, label = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
+    exact = float(np.exp(np.float64(-90)))
+    assert 0 < exact < tiny
+    assert model.predict_proba(one)[0, 1] == 0.0
+    assert (model.loss_and_grad(one, label)[1] == 0).all()
+    seen = []
+
+    def halve(model: tw.Model, step: int, logs: dict[str, Any]) -> None:
+        seen.append(float((np.array([tiny], np.float32) / 2)[0]))
+
+    halve(model, 0, {})
+    listener = callbacks.LambdaCallback(on_step=halve)
+    model.fit(one, label, epochs=3, verbose=False, callbacks=[listener])
+    halve(model, 0, {})
+    assert seen == [tiny / 2] * 5

@@ -107,34 +107,42 @@ class alignas(kCacheLine) Gate {
   std::atomic<std::uint32_t> sleepers_{0};
 };
 
-// Makes the calling thread compute with the default environment; restores the caller's at the end.
-class DefaultFloatingPoint {
+// Makes the calling thread compute in another environment; restores its own at the end.
+class FloatingPoint {
  public:
-  DefaultFloatingPoint() : saved_(get()) {
-    if (saved_ != kDefault) set(kDefault);
+  explicit FloatingPoint(Subnormals subnormals)
+      : FloatingPoint(subnormals == Subnormals::kFlush ? kFlush : kDefault) {}
+  explicit FloatingPoint(unsigned control) : saved_(get()), control_(control) {
+    if (saved_ != control_) set(control_);
   }
-  ~DefaultFloatingPoint() {
-    if (saved_ != kDefault) set(saved_);
+  ~FloatingPoint() {
+    if (saved_ != control_) set(saved_);
   }
-  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
-  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+  FloatingPoint(const FloatingPoint&) = delete;
+  FloatingPoint& operator=(const FloatingPoint&) = delete;
+
+  unsigned saved() const { return saved_; }
 
  private:
 #if defined(__x86_64__) || defined(_M_X64)
-  static constexpr unsigned kDefault = 0x1f80;    // all exceptions masked, nearest, no FTZ or DAZ
-  static constexpr unsigned kStatusFlags = 0x3f;  // sticky, without influence on results
+  static constexpr unsigned kDefault = 0x1f80;           // exceptions masked, nearest
+  static constexpr unsigned kFlush = kDefault | 0x8040;  // results (FTZ) and operands (DAZ)
+  static constexpr unsigned kStatusFlags = 0x3f;         // sticky, without influence on results
   static unsigned get() { return _mm_getcsr() & ~kStatusFlags; }
   static void set(unsigned control) { _mm_setcsr(control | (_mm_getcsr() & kStatusFlags)); }
 #elif defined(__aarch64__) && !defined(__clang__)
   static constexpr unsigned kDefault = 0;
+  static constexpr unsigned kFlush = 1u << 24;
   static unsigned get() { return static_cast<unsigned>(__builtin_aarch64_get_fpcr()); }
   static void set(unsigned control) { __builtin_aarch64_set_fpcr(control); }
 #else
   static constexpr unsigned kDefault = 0;
+  static constexpr unsigned kFlush = 0;
   static unsigned get() { return kDefault; }
   static void set(unsigned) {}
 #endif
   unsigned saved_;
+  unsigned control_;
 };
 
 // Milliseconds of a clock that is read in a few nanoseconds; its steps may be as long as 10 ms.
@@ -191,9 +199,12 @@ struct RegionFailed {};
 
 // What the threads of one region share. Lives on the stack of rank 0, which leaves it last.
 struct Team::Shared {
-  explicit Shared(const Interrupt& asked) : interrupt(asked) {}
+  Shared(const Interrupt& asked, Subnormals wanted, unsigned callers)
+      : interrupt(asked), subnormals(wanted), caller_environment(callers) {}
 
   const Interrupt& interrupt;
+  const Subnormals subnormals;
+  const unsigned caller_environment;
   std::int64_t& last_poll = last_poll_milliseconds;  // of the calling thread, across regions
   std::chrono::microseconds spin{0};
   bool interrupted = false;  // rank 0 only
@@ -262,6 +273,7 @@ void ThreadPool::State::wake_children(int rank) {
 }
 
 void ThreadPool::State::execute(int rank) {
+  const FloatingPoint environment(shared->subnormals);
   try {
     Team team(*shared, size, rank);
     body.call(body.target, team);
@@ -276,7 +288,6 @@ void ThreadPool::State::work(int rank) {
   pthread_setname_np(pthread_self(), "thalweg");
 #endif
   const InsideRegion inside;
-  const DefaultFloatingPoint environment;
   std::chrono::microseconds spin = kSpin;
   for (std::uint32_t regions = 0;; ++regions) {
     gates[rank].wait(regions, spin);
@@ -339,7 +350,10 @@ void Team::poll() {
   const std::int64_t now = coarse_milliseconds();
   if (now - shared_.last_poll < kPollMilliseconds) return;
   shared_.last_poll = now;
-  if (!shared_.interrupt()) return;
+  {
+    const FloatingPoint environment(shared_.caller_environment);
+    if (!shared_.interrupt()) return;
+  }
   polls_ = false;
   shared_.interrupted = true;
   if (!committed_) shared_.stop.store(true, std::memory_order_relaxed);
@@ -394,9 +408,10 @@ ThreadPool::State& ThreadPool::state() {
   return *current;
 }
 
-bool ThreadPool::run_region(int threads, const RegionBody& body, const Interrupt& interrupt) {
-  const DefaultFloatingPoint environment;
-  Team::Shared shared(interrupt);
+bool ThreadPool::run_region(int threads, const RegionBody& body, const Interrupt& interrupt,
+                            Subnormals subnormals) {
+  const FloatingPoint environment(subnormals);
+  Team::Shared shared(interrupt, subnormals, environment.saved());
   State* const pool = threads > 1 && !inside_region ? &state() : nullptr;
   const InsideRegion inside;
   if (pool == nullptr || pool->busy.exchange(true, std::memory_order_acquire)) {

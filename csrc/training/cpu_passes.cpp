@@ -74,7 +74,7 @@ void CpuEngine<T>::infer(const ArrayView& x, std::int64_t batch_size, const Inte
           Executor(backend).forward(Pass{});
           visit(team, *workspace, batch);
         },
-        interrupt);
+        interrupt, Subnormals::kFlush);
     if (interrupted) throw Interrupted(concat("[", operation, "] interrupted"));
   }
 }
@@ -127,7 +127,7 @@ LossTotals CpuEngine<T>::evaluate(const Data& data, Targets targets, std::int64_
           if (!custom_loss)
             executor.loss(Pass{}, {0.0, batch.weighted(), targets == Targets::kDense}, &sum);
         },
-        interrupt);
+        interrupt, Subnormals::kFlush);
     if (interrupted) throw Interrupted("[evaluate] interrupted");
     if (custom_loss) {
       for (std::int64_t r = 0; r < batch.rows; ++r) workspace->row_index[r] = first + r;
@@ -204,7 +204,7 @@ void CpuEngine<T>::activations(const ArrayView& x, bool training, std::uint64_t 
           });
         }
       },
-      interrupt);
+      interrupt, Subnormals::kFlush);
   if (interrupted) throw Interrupted("[activations] interrupted");
 }
 
@@ -256,7 +256,8 @@ LossTotals CpuEngine<T>::loss_and_gradient(const Data& data, Targets targets,
     }
   };
   const auto run = [&](const auto& body) {
-    if (ThreadPool::shared().run(threads_for(rows, 3.0), body, request.interrupt))
+    if (ThreadPool::shared().run(threads_for(rows, 3.0), body, request.interrupt,
+                                 Subnormals::kFlush))
       throw Interrupted("[loss_and_grad] interrupted");
   };
   if (request.custom_loss) {

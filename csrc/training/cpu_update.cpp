@@ -251,13 +251,13 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
     if (!order.sequential() || custom) batch.index = workspace.row_index.data();
 
     if (custom) {
-      if (discarded(pool.run(team_size, ahead, interrupt))) return false;
+      if (discarded(pool.run(team_size, ahead, interrupt, Subnormals::kFlush))) return false;
       const double share = static_cast<double>(batch.rows) / static_cast<double>(rows);
       const double value = call_custom_loss(workspace, plan_.output, custom_loss, share);
       if (loss_fails(value)) return false;
       totals.loss = value * static_cast<double>(batch.rows);
       totals.weight = static_cast<double>(batch.rows);
-      if (discarded(pool.run(team_size, back, interrupt))) return false;
+      if (discarded(pool.run(team_size, back, interrupt, Subnormals::kFlush))) return false;
     } else {
       const bool stopped = pool.run(
           team_size,
@@ -270,7 +270,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
             if (team.stopped() || !std::isfinite(totals.loss)) return;
             back(team);
           },
-          interrupt);
+          interrupt, Subnormals::kFlush);
       if (discarded(stopped) || loss_fails(totals.loss)) return false;
     }
     sum.loss += totals.loss;
@@ -308,7 +308,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
             update_range(task, gradient);
           });
         },
-        interrupt);
+        interrupt, Subnormals::kFlush);
     if (discarded(stopped)) return false;
     if (!std::isfinite(squares)) {
       result->end = RunEnd::kGradientNotFinite;
@@ -389,7 +389,7 @@ void CpuEngine<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batch
           CpuBackend<T> backend(plan_, parameters_, *workspace_, kernels_, team);
           Executor(backend).forward(pass);
         },
-        interrupt);
+        interrupt, Subnormals::kFlush);
     if (interrupted) throw Interrupted("[recalibrate_batch_norm] interrupted; nothing was changed");
     ++batches;
     const double unbias = pass.total_weight / (pass.total_weight - 1.0);

@@ -137,7 +137,8 @@ class TypedObjective : public Objective {
 template <class T>
 template <class Body>
 void TypedObjective<T>::run(const char* operation, std::int64_t rows, double passes, Body&& body) {
-  if (ThreadPool::shared().run(useful_threads(plan_, rows, passes, threads_), body, interrupt_))
+  if (ThreadPool::shared().run(useful_threads(plan_, rows, passes, threads_), body, interrupt_,
+                               Subnormals::kFlush))
     throw Interrupted(concat("[", operation, "] interrupted"));
 }
 

@@ -311,6 +311,33 @@ void test_floating_point_environment() {
   expect(kept == 4, "regions compute with subnormal numbers");
   expect((__builtin_ia32_stmxcsr() & 0x8040) == 0x8040, "the caller's environment comes back");
   __builtin_ia32_ldmxcsr(before);
+
+  std::atomic<int> flushed{0};
+  bool callers = true;
+  const auto interrupt = [&] {
+    callers = callers && (__builtin_ia32_stmxcsr() & 0x8040) == 0;
+    return false;
+  };
+  for (const int threads : {1, 3}) {
+    pool().run(
+        threads,
+        [&](thalweg::Team& team) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(30));  // the next poll asks
+          team.stop_requested();
+          const volatile float tiny = std::numeric_limits<float>::min();
+          if (tiny * 0.5f == 0.0f) ++flushed;
+        },
+        interrupt, thalweg::Subnormals::kFlush);
+    // The same workers, asked to keep them.
+    pool().run(threads, [&](thalweg::Team&) {
+      const volatile float tiny = std::numeric_limits<float>::min();
+      if (tiny * 0.5f != 0.0f) ++kept;
+    });
+  }
+  expect(flushed == 4, "regions flush subnormal numbers on request");
+  expect(kept == 8, "a region that flushes leaves nothing behind");
+  expect(callers, "interrupt() runs in the caller's environment");
+  expect((__builtin_ia32_stmxcsr() & 0x8040) == 0, "the caller keeps subnormal numbers");
 #endif
 }
 
