@@ -19,7 +19,8 @@ from support import Array, assert_same, case_model, model_of, snapshot
 from thalweg import callbacks, nn, optim, schedules
 from thalweg._core import _testing
 
-ROWS, FEATURES, CLASSES = 150 if EMULATED else 530, 45, 10
+ROWS, WIDTH = (150, 66) if EMULATED else (530, 130)
+FEATURES, CLASSES = 45, 10
 THREADS = (1, 3) if DEVICE == "cuda" else (1, 2, 3, 4, 8)  # what runs on a GPU does not see them
 
 
@@ -34,8 +35,8 @@ def data(rows: int = ROWS) -> tuple[Array, Array, Array]:
 
 def network() -> list[nn.Layer]:
     return [
-        nn.Dense(130), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.2),
-        nn.Residual(nn.Dense(130), nn.BatchNorm(weighted=True), nn.GELU()),
+        nn.Dense(WIDTH), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.2),
+        nn.Residual(nn.Dense(WIDTH), nn.BatchNorm(weighted=True), nn.GELU()),
         nn.Maxout(70, 2), nn.Dense(CLASSES),
     ]  # fmt: skip
 
