@@ -464,6 +464,20 @@ def test_data_beyond_the_memory_are_streamed(tmp_path: Path, accumulate: int) ->
 
 
 @pytest.mark.skipif(not EMULATED, reason="the emulator alone has a memory of chosen size")
+def test_products_over_data_beyond_the_memory(tmp_path: Path) -> None:
+    code = """
+        objective = tw.Objective(model(), x, y, sample_weight=w, chunk_size=640)
+        v = np.arange(model().num_parameters) % 5 - 2.0
+        found = np.concatenate([objective.hvp(v), objective.grad(), objective.vjp(x[:, :3])])
+        np.save(sys.argv[0] + "NAME", found)
+    """
+    for name, megabytes in (("large", 256), ("small", 10)):
+        run_with_memory(megabytes, code.replace("NAME", name), tmp_path)
+    large, small = (np.load(tmp_path / f"-c{name}.npy") for name in ("large", "small"))
+    np.testing.assert_array_equal(small, large)
+
+
+@pytest.mark.skipif(not EMULATED, reason="the emulator alone has a memory of chosen size")
 def test_labels_that_spoil_while_they_are_streamed(tmp_path: Path) -> None:
     code = """
         class Spoil:
@@ -490,6 +504,7 @@ def test_memory_that_runs_out_is_an_error_one_recovers_from(tmp_path: Path) -> N
             lambda: trained.step(x, y),
             lambda: trained.predict(x, batch_size=6000),
             lambda: trained.loss_and_grad(x, y),
+            lambda: tw.Objective(trained, x, y).hvp(trained.parameters),
             lambda: tw.Model([nn.Dense(8192), nn.Dense(3)], 256, "cross_entropy", device="cuda"),
         ):
             try:
