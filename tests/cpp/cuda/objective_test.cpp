@@ -1,0 +1,146 @@
+// An objective on the device next to the CPU's, twice at each point, so that the second evaluation
+// comes out of a graph, and after calls that were interrupted.
+#include "training/objective.h"
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "kernel_test.h"
+
+namespace thalweg {
+namespace {
+
+using cuda::test::expect_same_bits;
+using cuda::test::expect_that;
+using cuda::test::Random;
+using Doubles = std::vector<double>;
+
+constexpr std::int64_t kRows = 70;
+constexpr std::int64_t kFeatures = 5;
+constexpr std::int64_t kClasses = 3;
+
+std::string description(const std::string& dtype) {
+  return concat(R"({"in_features": 5, "seed": 3, "dtype": ")", dtype, R"(", "layers": [
+      {"type": "dense", "units": 33}, {"type": "batch_norm", "weighted": true}, {"type": "silu"},
+      {"type": "dropout", "p": 0.2},
+      {"type": "residual", "layers": [{"type": "dense", "units": 33}, {"type": "tanh"}]},
+      {"type": "maxout", "units": 6, "pieces": 2}, {"type": "dense", "units": 3}],
+      "loss": {"type": "cross_entropy"}, "optimizer": {"type": "sgd"}})");
+}
+
+struct DataSet {
+  Doubles x = Random(1).normals<double>(kRows * kFeatures);
+  std::vector<std::int64_t> y;
+  Doubles weights;
+  Data data;
+  DataSet() {
+    Random random(2);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      y.push_back(random.below(kClasses));
+      weights.push_back(0.5 + random.uniform());
+    }
+    data.x = ArrayView::matrix(x.data(), kRows, kFeatures);
+    data.y = ArrayView::vector(y.data(), kRows);
+    data.weights = ArrayView::vector(weights.data(), kRows);
+  }
+};
+
+template <class T>
+void test(const ObjectiveOptions& options, double bound) {
+  const std::string dtype = sizeof(T) == 4 ? "float32" : "float64";
+  cuda::test::context =
+      concat(dtype, options.statistics == Statistics::kBatch ? " batch" : " frozen",
+             options.dropout ? " dropout" : "", " chunks of ", options.chunk_rows);
+  const DataSet set;
+  std::unique_ptr<Objective> objectives[2];
+  for (const int on_device : {0, 1}) {
+    const std::unique_ptr<Model> model =
+        Model::create(parse_description(description(dtype)), on_device ? "cuda" : "cpu", 1);
+    objectives[on_device] = Objective::create(*model, set.data, options);
+  }
+  Objective& exact = *objectives[0];
+  Objective& objective = *objectives[1];
+  const std::int64_t size = exact.dimension();
+  const Doubles v = Random(3).normals<double>(size);
+  const Doubles u = Random(4).normals<double>(kRows * kClasses);
+
+  using Call = std::function<void(Objective&, const double*, Doubles&)>;
+  std::vector<std::pair<const char*, Call>> calls;
+  calls.emplace_back("gradient", [&](Objective& o, const double* at, Doubles& out) {
+    out.resize(static_cast<std::size_t>(size + 1));
+    out.back() = o.value_and_gradient(at, out.data());
+  });
+  calls.emplace_back("hvp", [&](Objective& o, const double* at, Doubles& out) {
+    out.resize(static_cast<std::size_t>(size));
+    o.hessian_product(at, v.data(), out.data());
+  });
+  calls.emplace_back("ggnvp", [&](Objective& o, const double* at, Doubles& out) {
+    out.resize(static_cast<std::size_t>(size));
+    o.gauss_newton_product(at, v.data(), out.data());
+  });
+  calls.emplace_back("jvp", [&](Objective& o, const double* at, Doubles& out) {
+    out.resize(u.size());
+    o.jacobian_product(at, v.data(), out.data());
+  });
+  calls.emplace_back("vjp", [&](Objective& o, const double* at, Doubles& out) {
+    out.resize(static_cast<std::size_t>(size));
+    o.jacobian_transposed_product(at, u.data(), out.data());
+  });
+  if (options.statistics == Statistics::kFrozen) {
+    calls.emplace_back("norms of rows", [&](Objective& o, const double* at, Doubles& out) {
+      out.resize(static_cast<std::size_t>(kRows));
+      o.example_gradient_norms(at, out.data());
+    });
+  }
+
+  for (const std::uint64_t seed : {5u, 6u}) {
+    Doubles theta = Random(seed).normals<double>(size, 0.3);
+    for (double& element : theta) element = static_cast<double>(static_cast<T>(element));
+    for (const auto& [name, call] : calls) {
+      Doubles want, got, again;
+      call(exact, theta.data(), want);
+      call(objective, theta.data(), got);
+      double error = 0, norm = 0;
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        error += (got[i] - want[i]) * (got[i] - want[i]);
+        norm += want[i] * want[i];
+      }
+      expect_that(std::sqrt(error) <= bound * std::sqrt(norm), name, ": error ", std::sqrt(error),
+                  " of ", std::sqrt(norm));
+      objective.set_interrupt([] { return true; });
+      bool stopped = false;
+      try {
+        call(objective, theta.data(), again);
+      } catch (const Interrupted&) {
+        stopped = true;
+      }
+      objective.set_interrupt({});
+      call(objective, theta.data(), again);
+      expect_same_bits(concat(name, stopped ? ", after an interrupt" : ", again").c_str(), again,
+                       got);
+    }
+  }
+}
+
+void tests() {
+  const ObjectiveOptions cases[] = {
+      {.statistics = Statistics::kBatch, .custom_loss = {}},
+      {.statistics = Statistics::kBatch, .dropout = true, .custom_loss = {}},
+      {.statistics = Statistics::kFrozen, .dropout = true, .custom_loss = {}},
+      {.statistics = Statistics::kFrozen, .dropout = true, .chunk_rows = 64, .custom_loss = {}},
+  };
+  for (const ObjectiveOptions& options : cases) {
+    test<double>(options, 1e-12);
+    test<float>(options, 3e-5);
+  }
+}
+
+}  // namespace
+}  // namespace thalweg
+
+int main() { return thalweg::cuda::test::run(thalweg::tests); }
