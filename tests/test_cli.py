@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -74,9 +73,7 @@ def without_column(path, name, output):
 
 
 def test_train_on_the_digits(tmp_path):
-    started = time.perf_counter()
     done = thalweg_command(tmp_path, "train")
-    assert time.perf_counter() - started < 10
     accuracy = float(re.search(r"test accuracy (\d+\.\d+) %", done.stdout)[1])
     assert accuracy >= 97
     assert "1,200 rows for training, 597 for testing" in done.stdout
