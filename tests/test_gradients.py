@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import reference as ref
 import thalweg as tw
+from conftest import DEVICE
 from support import Array, model_of
 
 STEP = 1e-5
@@ -160,7 +161,11 @@ def check(layers: Layers, loss: str, training: bool) -> None:
         x, y, sample_weight=weight, training=training, input_gradient=True
     )
     assert_gradient(dx, at_input, x)
-    np.testing.assert_array_equal(gradient, objective.grad(theta))
+    # Objectives on CUDA walk the network without fused layers: rounding apart, the same numbers.
+    rounding = 0.0 if DEVICE == "cpu" else 1e-13
+    np.testing.assert_allclose(
+        gradient, objective.grad(theta), rtol=0, atol=rounding * np.abs(gradient).max()
+    )
     only = model.input_gradient(x, y, sample_weight=weight, training=training)
     np.testing.assert_array_equal(only, dx)
 
