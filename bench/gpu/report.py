@@ -138,8 +138,12 @@ def main() -> int:
             f"docs/gpu.md is of nvcc {version[1]}; this is {objects.nvcc_version()}, not compared"
         )
         return 0
+    disassembler = objects.nvdisasm()
+    if arguments.check and disassembler is None:
+        print("--check needs nvdisasm: pip install nvidia-cuda-nvdisasm", file=sys.stderr)
+        return 2
     tables = {
-        "kernels": kernel_table(objects.compile_all(disassembler=objects.nvdisasm())),
+        "kernels": kernel_table(objects.compile_all(disassembler=disassembler)),
         "products": product_table(),
         "memory": memory_table(),
         "steps": step_table(),
