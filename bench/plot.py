@@ -38,7 +38,11 @@ def save(
     axes.set_xlabel("time / thalweg's time (logarithmic)")
     axes.set_yticks(
         range(len(rows)),
-        [f"{row['case']}, batch {row['batch']}, {row['threads']} thr." for row in rows],
+        [
+            f"{row['case']}, batch {row['batch']}, {row['threads']} thr."
+            + (" (noisy)" if row["noisy"] else "")
+            for row in rows
+        ],
     )
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)

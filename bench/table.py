@@ -385,14 +385,23 @@ def page(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in parts if part).replace("\n\n\n", "\n\n") + "\n"
 
 
+def _of_last_machine(rows: Iterable[Row]) -> list[Row]:
+    """Training steps of the machine measured last: one row per number of threads, case and batch.
+
+    It is the newest quiet one, or the newest noisy one where no other is.
+    """
+    steps = [row for row in rows if row["kind"] == "step" and _precision(row) == "highest"]
+    steps = [row for row in steps if "thalweg" in row["peers"]]
+    steps = [row for row in steps if _setting(row) == _setting(steps[-1])]
+    steps.sort(key=lambda row: not row["noisy"])  # keeps the order by date
+    chosen = {(row["threads"], row["case"], row["batch"]): row for row in steps}
+    return [chosen[key] for key in sorted(chosen)]
+
+
 def _draw(rows: Sequence[Row], path: Path) -> None:
     from bench import plot
 
-    chosen = [row for row in rows if row["kind"] == "step" and _precision(row) == "highest"]
-    # Of the machine measured last.
-    chosen = [row for row in _newest(chosen) if _setting(row) == _setting(chosen[-1])]
-    chosen = [row for row in chosen if "thalweg" in row["peers"]]
-    chosen.sort(key=lambda row: (row["threads"], row["case"], row["batch"]))
+    chosen = _of_last_machine(rows)
     ratios = [
         {
             library: float(row["peers"][name]["ratio"]["median"])
@@ -409,7 +418,7 @@ def write(
 ) -> list[Path]:
     """Write the page, and on request the table between the two marks of a README and the picture.
 
-    Returns what it wrote. Noisy rows stay out of the README.
+    Returns what it wrote.
     """
     rows = read_all(paths)
     output.write_text(page(rows))
@@ -422,12 +431,9 @@ def write(
     text = readme.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"[table] expected the marks {BEGIN} and {END} in {readme}")
-    quiet = [row for row in rows if row["kind"] == "step" and row["peers"] and not row["noisy"]]
-    steps = _newest(row for row in quiet if _precision(row) == "highest")
+    steps = _of_last_machine(rows)
     if steps:
-        threads = max(row["threads"] for row in steps)
-        chosen = [row for row in steps if row["threads"] == threads]
-        chosen.sort(key=lambda row: (row["case"], row["batch"]))
+        chosen = [row for row in steps if row["threads"] == steps[-1]["threads"]]
         before, after = text.split(BEGIN)[0], text.split(END, 1)[1]
         readme.write_text(f"{before}{BEGIN}\n{step_table(chosen)}\n{END}{after}")
         written.append(readme)

@@ -148,15 +148,55 @@ def test_pages_from_rows(row: dict[str, Any], tmp_path: Path) -> None:
     assert readme.read_text() == text
 
 
-def test_noisy_rows_stay_out_of_the_readme(row: dict[str, Any], tmp_path: Path) -> None:
-    path, readme = tmp_path / "run.json", tmp_path / "README.md"
-    Results(path).add({**row, "noisy": True})
+def of_machine(row: dict[str, Any], processor: str, day: int, **changes: Any) -> dict[str, Any]:
+    hardware = {**row["hardware"], "processor": processor}
+    date = f"2026-01-{day:02}T00:00:00+00:00"
+    return {**row, "hardware": hardware, "date": date, "noisy": False, **changes}
+
+
+def test_the_readme_shows_the_machine_measured_last(row: dict[str, Any], tmp_path: Path) -> None:
+    first, second, page = (tmp_path / name for name in ("a.json", "b.json", "page.md"))
+    readme, results = tmp_path / "README.md", Results(second)
     readme.write_text(f"{table.BEGIN}\n{table.END}\n")
-    table.write([path], tmp_path / "benchmarks.md", readme)
-    assert CASES["c"].title not in readme.read_text()
+
+    def shown() -> list[tuple[str, str, str]]:
+        table.write([first, second], page, readme)
+        lines = [line.split(" | ") for line in readme.read_text().splitlines()]
+        return [(line[0][2:], line[1], line[2]) for line in lines if len(line) > 3][2:]
+
+    # An older machine, with a case that the newer one lacks and more threads.
+    Results(first).add(of_machine(row, "old", 1, threads=4))
+    Results(first).add(of_machine(row, "old", 2, batch=256, threads=2))
+    results.add(of_machine(row, "new", 3, threads=2, noisy=True, title="other"))
+    assert shown() == [("c: other (noisy)", "32", "2")]  # there is nothing else
+    results.add(of_machine(row, "new", 4, threads=2, placement="near", title="quiet"))
+    results.add(of_machine(row, "new", 5, threads=2, placement="mixed", title="quiet, newer"))
+    results.add(of_machine(row, "new", 6, threads=2, placement="near", noisy=True, title="noisy"))
+    results.add(of_machine(row, "new", 7, threads=1))
+    results.add(of_machine(row, "new", 8, batch=256, threads=2, title="quiet"))
+    assert shown() == [("c: quiet, newer", "32", "2"), ("c: quiet", "256", "2")]
+    chosen = table._of_last_machine(read(first) + read(second))  # what the picture shows
+    assert [(r["threads"], r["batch"]) for r in chosen] == [(1, 32), (2, 32), (2, 256)]
+    assert {r["hardware"]["processor"] for r in chosen} == {"new"}
+    text = page.read_text()
+    assert text.count("\n## ") == 2 and "\n## old, " in text and "\n## new, " in text
+    # Measured again, the other machine is the last one.
+    Results(first).add(of_machine(row, "old", 9, threads=4, title="again"))
+    assert shown() == [("c: again", "32", "4")]
     readme.write_text("no marks\n")
     with pytest.raises(ValueError, match="expected the marks"):
-        table.write([path], tmp_path / "benchmarks.md", readme)
+        table.write([first], page, readme)
+
+
+def test_only_training_steps_at_full_precision_enter_the_readme(row: dict[str, Any]) -> None:
+    rows = [
+        of_machine(row, "old", 1),
+        of_machine(row, "new", 2, precision="medium"),
+        of_machine(row, "new", 3, kind="inference"),
+        of_machine(row, "new", 4, peers={}),
+    ]
+    assert table._of_last_machine(rows) == rows[:1]
+    assert table._of_last_machine(rows[1:]) == []
 
 
 def test_requirements_are_judged() -> None:
