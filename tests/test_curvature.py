@@ -373,3 +373,14 @@ def test_bad_input(number):
     call, error, message = BAD[number]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_flow_that_leaves_the_finite_numbers_says_when() -> None:
+    chain = [nn.Dense(1, bias=False), nn.Dense(1, bias=False)]
+    saddle = tw.Objective(
+        tw.Model(chain, 1, "squared_error", dtype="float64", device=DEVICE), [[1.0]], [1.0]
+    )
+    at = np.full(2, 0.1)
+    assert np.isfinite(landscape.gradient_flow(saddle, [1.0, 10.0], theta=at).theta).all()
+    with pytest.raises(tw.NonFiniteError, match=r"finite, got 1000; .* exp\(\d"):
+        landscape.gradient_flow(saddle, [1.0, 1e3, 1e4], theta=at)

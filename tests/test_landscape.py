@@ -662,6 +662,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: landscape.linear_path(M, M, M, X, Y, points=1), ValueError, "points >= 2, got 1"),
     (lambda: landscape.linear_path(M, M, M, X, Y[:3]), ValueError, "y"),
     (lambda: landscape.linear_path(M, ["a"], M, X, Y), TypeError, "real numbers"),
+    (lambda: landscape.linear_path(M, [[1.0], [1.0, 2.0]], M, X, Y), ValueError, "start to be an"),
     (
         lambda: landscape.plane(M, M, np.zeros(P), np.ones(P), X, Y),
         ValueError,
@@ -689,6 +690,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: landscape.linear_margins(np.zeros(5), X, SIGNS), ValueError, "weights that are not"),
     (lambda: landscape.linear_margins(np.ones(4), X, SIGNS), ValueError, r"features, got .*\(4,\)"),
     (lambda: landscape.linear_margins(np.ones(5), X, SIGNS, norm=3), ValueError, "1, 2, inf"),
+    (lambda: landscape.linear_margins(np.ones(5), X, SIGNS, norm=[2]), ValueError, "1, 2, inf"),
     (lambda: landscape.linear_margins(np.ones(5), X, Y), ValueError, "labels -1 or"),
     (lambda: landscape.linear_margins(np.ones((2, 5)), X, Y), ValueError, r"labels in \[0, 2\)"),
     (
@@ -749,3 +751,68 @@ def test_a_loss_that_is_not_finite_at_the_centre():
     objective = tw.Objective(m, [[1.0]], [-1])
     with pytest.raises(tw.NonFiniteError, match="centre"):
         landscape.worst_rise(objective, theta=[1e4, 0.0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: landscape.activation_diagnostics(m, X),
+        lambda m: landscape.gradient_diagnostics(m, X, Y),
+        lambda m: landscape.output_margins(m, X, Y),
+        lambda m: landscape.function_distance(M, m, X),
+    ],
+    ids=["activations", "gradients", "margins", "distance"],
+)
+def test_what_is_not_finite_is_no_result(call):
+    """Rows without a number would be neither right nor wrong, units neither dead nor alive."""
+    broken = model(layers=network(batch_norm=False))
+    values = {name: value.copy() for name, value in broken.named_parameters().items()}
+    values["layers.2.weight"][0, 0] = np.nan
+    broken.set_parameters(values)
+    with pytest.raises(tw.NonFiniteError, match="got NaN or infinity") as caught:
+        call(broken)
+    assert caught.value.layer in ("", "layers.2")
+
+
+def test_the_first_layer_that_is_not_finite_is_named():
+    broken = model(layers=network(batch_norm=False))
+    values = {name: value.copy() for name, value in broken.named_parameters().items()}
+    values["layers.2.weight"][0, 0] = np.inf
+    broken.set_parameters(values)
+    with pytest.raises(tw.NonFiniteError, match=r"out of layers\.2;") as caught:
+        landscape.activation_diagnostics(broken, X)
+    assert caught.value.layer == "layers.2"
+
+
+def test_axes_of_a_plane_do_not_depend_on_the_length_of_the_directions():
+    rng = np.random.default_rng(4)
+    first, second = rng.standard_normal((2, P))
+    expected = landscape.plane(M, M, first, second, X, Y, points=2)
+    for factor in (1e200, 1e-200):
+        found = landscape.plane(M, M, factor * first, second, X, Y, points=2)
+        np.testing.assert_allclose(found.axes, expected.axes, atol=1e-12)
+
+
+def test_an_ascent_that_leaves_the_finite_numbers_has_not_converged():
+    class Steep:
+        """exp beyond the finite numbers one step away from the centre."""
+
+        num_parameters = 1
+        parameters = np.zeros(1)
+
+        def __init__(self):
+            self._model = self
+
+        def value(self, theta):
+            return float(theta[0])
+
+        def value_and_grad(self, theta):
+            return self.value(theta), np.ones(1)
+
+        def grad(self, theta):
+            return np.full(1, np.inf if theta[0] > 0.1 else 1.0)
+
+    from thalweg.landscape import sharpness
+
+    climb = sharpness._Climb(Steep(), np.zeros(1), 1.0, 2.0, 10, 1e-3)
+    assert climb.run(np.ones(1))[2] == np.inf

@@ -649,6 +649,10 @@ def test_interrupt() -> None:
 BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: tw.minimize(parabola, []), ValueError, "at least one element"),
     (lambda: tw.minimize(parabola, [np.nan, 1]), ValueError, "finite"),
+    (lambda: tw.minimize(parabola, [[0], [1, 2]]), ValueError, "x0 to be an array"),
+    (lambda: tw.minimize(lambda x: (1.0, [[0], [1, 2]]), [1.0]), ValueError, "gradient to be an"),
+    (lambda: tw.minimize(parabola, [0, 0], args=3), TypeError, "args to be a tuple"),
+    (lambda: tw.minimize(parabola, [0, 0], args="ab"), TypeError, "args to be a tuple"),
     (lambda: tw.minimize(parabola, ["a", "b"]), TypeError, "real numbers"),
     (lambda: tw.minimize(parabola, [1j, 0]), TypeError, "real numbers"),
     (lambda: tw.minimize(3, [1.0]), TypeError, "fun to be a function"),  # type: ignore[arg-type]

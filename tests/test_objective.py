@@ -584,6 +584,8 @@ V = np.ones(NORMED.num_parameters)
             r"inside \[0, 12\)",
         ),
         (lambda: tw.Objective(PLAIN, X, Y).per_example_grads(rows=(3, 1)), ValueError, ">= 3"),
+        (lambda: tw.Objective(PLAIN, X, Y).per_example_grads(rows=3), TypeError, "first, end"),
+        (lambda: tw.Objective(PLAIN, X, Y).hvp([[0], [1, 2]]), ValueError, "v to be an array"),
         (
             lambda: tw.Objective(
                 tw.Model(nn.Dense(200), 100, dtype="float64", device=DEVICE),

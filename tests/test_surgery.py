@@ -250,6 +250,13 @@ def test_bad_input(call: Any, error: type[Exception], match: str) -> None:
         call(model)
 
 
+def test_a_deeper_network_wants_finite_rows() -> None:
+    model = tw.Model(CHAINS["batch norm"], 5, dtype="float64")
+    with pytest.raises(tw.NonFiniteError, match=r"outputs of layers\.2 on x") as caught:
+        surgery.deepen(model, "layers.0", np.where(X == X.max(), np.nan, X))
+    assert caught.value.layer == "layers.2"
+
+
 def test_layers_that_cannot_be_operated_on() -> None:
     tied = tw.Model(CHAINS["nested"], 5)
     with pytest.raises(ValueError, match=r"residual block layers\.3"):

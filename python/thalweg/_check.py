@@ -70,6 +70,16 @@ def choice(where: str, name: str, value: object, allowed: Iterable[str]) -> str:
     return value
 
 
+def array(where: str, name: str, value: object) -> np.ndarray[Any, np.dtype[Any]]:
+    """`value` as an array; sequences of different lengths are refused."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"[{where}] expected {name} to be an array of numbers, got {shown(value)}: {error}"
+        ) from None
+
+
 def unmasked(where: str, name: str, value: object) -> None:
     """Refuses arrays of numpy.ma in which a mask hides something: a conversion would drop it."""
     if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):

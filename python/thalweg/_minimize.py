@@ -110,7 +110,7 @@ class MinimizeResult:
 
 
 def _start(x0: ArrayLike) -> Array:
-    x = np.asarray(x0)
+    x = _check.array(_WHERE, "x0", x0)
     if x.dtype.kind not in "iuf":
         raise TypeError(f"[{_WHERE}] expected x0 of real numbers, got dtype {x.dtype}")
     x = np.array(x, dtype=np.float32 if x.dtype == np.float32 else np.float64)
@@ -122,7 +122,7 @@ def _start(x0: ArrayLike) -> Array:
 
 
 def _number(name: str, value: Any) -> float:
-    array = np.asarray(value)
+    array = _check.array(_WHERE, name, value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"[{_WHERE}] expected {name} to be a number, got {_check.shown(value)}")
     if array.shape != ():
@@ -131,7 +131,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    array = np.asarray(value)
+    array = _check.array(_WHERE, name, value)
     if array.dtype.kind not in "iuf":
         raise TypeError(
             f"[{_WHERE}] expected {name} to be an array of real numbers, got {_check.shown(value)}"
@@ -145,6 +145,10 @@ class _Callables:
     """The user's functions, on the flat float64 vectors of the engine."""
 
     def __init__(self, x0: Array, args: Sequence[Any]) -> None:
+        if isinstance(args, str) or not isinstance(args, Sequence):
+            raise TypeError(
+                f"[{_WHERE}] expected args to be a tuple or list, got {_check.shown(args)}"
+            )
         self._shape, self._dtype, self._args = x0.shape, x0.dtype, tuple(args)
 
     def array(self, flat: Array) -> Array:

@@ -327,7 +327,12 @@ class Objective:
             With batch statistics of a batch norm, whose rows have no loss of their own, and for a
             model whose loss is a Python function.
         """
-        first, end = (0, self.rows) if rows is None else rows
+        try:
+            first, end = (0, self.rows) if rows is None else rows
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"[per_example_grads] expected rows to be (first, end), got {_check.shown(rows)}"
+            ) from None
         first = _check.integer("per_example_grads", "rows[0]", first, 0)
         end = _check.integer("per_example_grads", "rows[1]", end, first)
         at = self._point("per_example_grads", theta)

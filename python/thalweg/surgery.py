@@ -34,6 +34,7 @@ import numpy as np
 
 from thalweg import _check, _core, losses, nn, optim
 from thalweg._chain import chain
+from thalweg.errors import NonFiniteError
 from thalweg.model import Model
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def deepen(
         For an unknown layer, an output layer, a layer that is not dense, another activation, batch
         norm without rows, and optimizer groups whose pattern would match other parameters, because
         the layers behind the new one change their names.
+    NonFiniteError
+        For rows on which the layers up to the new one are not finite.
 
     Examples
     --------
@@ -292,7 +295,15 @@ def _undone(
     values = _values(model)
     kept = {n: v for n, v in values.items() if any(n.startswith(f"{name}.") for name in known)}
     outputs = _built(model, description, kept).forward(x, training=True).astype(np.float64)
-    mean, variance = outputs.mean(axis=0), outputs.var(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, variance = outputs.mean(axis=0), outputs.var(axis=0)
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+        error = NonFiniteError(
+            f"[{where}] expected finite outputs of {behind} on x, got NaN or infinity; look at the "
+            "parameters and the data"
+        )
+        error.layer = behind
+        raise error
     return {
         "weight": np.sqrt(variance + norm.eps),
         "bias": mean,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg import _check
+from thalweg.errors import NonFiniteError
 from thalweg.model import Model
 
 Vector = npt.NDArray[np.float64]
@@ -20,7 +21,7 @@ def model(where: str, value: Any) -> Model:
 
 def reals(where: str, name: str, value: Any, dimensions: int | None = None) -> Vector:
     """`value` as a float64 array of finite numbers."""
-    array = np.asarray(value)
+    array = _check.array(where, name, value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"[{where}] expected {name} to hold real numbers, got dtype {array.dtype}")
     if dimensions is not None and array.ndim != dimensions:
@@ -43,7 +44,22 @@ def vector(where: str, name: str, value: Any, size: int) -> Vector:
 
 def unit(where: str, name: str, value: Vector) -> Vector:
     """`value` divided by its norm."""
-    norm = float(np.linalg.norm(value))
-    if norm == 0.0:
+    largest = float(np.max(np.abs(value), initial=0.0))
+    if largest == 0.0:
         raise ValueError(f"[{where}] expected {name} that is not zero, got the zero vector")
-    return value / norm
+    scaled = value / largest  # whose squares neither overflow nor vanish
+    result: Vector = scaled / np.linalg.norm(scaled)
+    return result
+
+
+def all_finite(where: str, name: str, values: Any, layer: str = "") -> None:
+    """Refuses NaN and infinity in what a network computed; `layer` says where they came out."""
+    if np.isfinite(values).all():
+        return
+    source = f" out of {layer}" if layer else ""
+    error = NonFiniteError(
+        f"[{where}] expected finite {name}, got NaN or infinity{source}; look at the parameters "
+        "and the data"
+    )
+    error.layer = layer
+    raise error

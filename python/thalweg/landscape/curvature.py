@@ -14,6 +14,7 @@ import numpy as np
 
 from thalweg import _check, _core, optim
 from thalweg._minimize import MinimizeProgress, minimize
+from thalweg.errors import NonFiniteError
 from thalweg.landscape import _arguments
 from thalweg.landscape._result import NOT_JSON, Result
 from thalweg.objective import Objective
@@ -731,6 +732,11 @@ def gradient_flow(
     -------
     GradientFlow
 
+    Raises
+    ------
+    NonFiniteError
+        When the path leaves the floating-point numbers, as it does along negative curvature.
+
     Examples
     --------
     >>> import thalweg as tw
@@ -749,8 +755,16 @@ def gradient_flow(
     values, vectors = np.linalg.eigh(objective.hessian(at).astype(np.float64))
     part = vectors.T @ slope.astype(np.float64)
     safe = np.where(values == 0.0, 1.0, values)
-    decay = -np.expm1(-np.outer(moments, values)) / safe
-    factors = np.where(values == 0.0, moments[:, None], decay)
-    moved = -factors * part
-    change = moved @ part + 0.5 * (moved**2) @ values
-    return GradientFlow(moments, at + moved @ vectors.T, loss + change, values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        decay = -np.expm1(-np.outer(moments, values)) / safe
+        factors = np.where(values == 0.0, moments[:, None], decay)
+        moved = -factors * part
+        change = moved @ part + 0.5 * (moved**2) @ values
+        path = at + moved @ vectors.T
+    lost = ~(np.isfinite(path).all(axis=1) & np.isfinite(change))
+    if lost.any():
+        raise NonFiniteError(
+            f"[{where}] expected times at which the path is finite, got {moments[lost].min():g}; "
+            f"along the eigenvalue {values[0]:g} it grows like exp({-values[0]:g} t)"
+        )
+    return GradientFlow(moments, path, loss + change, values)

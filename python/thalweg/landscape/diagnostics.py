@@ -97,6 +97,11 @@ def gradient_diagnostics(
     -------
     GradientDiagnostics
 
+    Raises
+    ------
+    NonFiniteError
+        When the gradient of all rows is not finite.
+
     Examples
     --------
     >>> import thalweg as tw
@@ -117,6 +122,7 @@ def gradient_diagnostics(
         raise ValueError(f"[{where}] expected at least one row, got none")
     loss, gradient = model.loss_and_grad(inputs, targets, training=training)[:2]
     full = gradient.astype(np.float64)
+    _arguments.all_finite(where, "loss and gradient", np.append(full, loss))
     scale = rows / size if model.sums_loss else 1.0
     squares = np.empty(count)
     for i in range(count):
@@ -196,6 +202,11 @@ def activation_diagnostics(
     -------
     ActivationDiagnostics
 
+    Raises
+    ------
+    NonFiniteError
+        When outputs are not finite; `layer` is the first such layer.
+
     Examples
     --------
     >>> import thalweg as tw
@@ -211,6 +222,8 @@ def activation_diagnostics(
     if not outputs[0].size:
         raise ValueError(f"[{where}] expected at least one row, got none")
     values = [output.astype(np.float64) for output in outputs]
+    for i, output in enumerate(values):
+        _arguments.all_finite(where, "outputs of every layer", output, f"layers.{i}")
     return ActivationDiagnostics(
         names,
         np.array([np.percentile(v, PERCENTILES) for v in values]),

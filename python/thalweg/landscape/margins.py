@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thalweg.landscape._result import Array
     from thalweg.model import ArrayLike, Model
 
-_NORMS = {1.0: "1", 2.0: "2", np.inf: "infinity"}
+_NORMS = (1.0, 2.0, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +117,11 @@ def output_margins(model: Model, x: ArrayLike, y: ArrayLike) -> Margins:
     Margins
         Not divided by any norm.
 
+    Raises
+    ------
+    NonFiniteError
+        When outputs are not finite: their rows would be neither right nor wrong.
+
     Examples
     --------
     >>> import thalweg as tw
@@ -127,6 +132,7 @@ def output_margins(model: Model, x: ArrayLike, y: ArrayLike) -> Margins:
     """
     where = "output_margins"
     outputs = _arguments.model(where, model).predict(x).astype(np.float64)
+    _arguments.all_finite(where, "outputs", outputs)
     kind = model.description["loss"]["type"]
     if kind == "cross_entropy":
         return Margins(_above_others(where, outputs, y), float("nan"))

@@ -202,7 +202,10 @@ class _Climb:
             gradient = self._objective.grad(self._center + d).astype(np.float64)
             self.gradients += 1
             size = self._dual(gradient)
-            if size == 0.0 or not np.isfinite(size):
+            if not np.isfinite(size):
+                residual = np.inf
+                break
+            if size == 0.0:
                 residual = 0.0
                 break
             target = self.farthest(gradient)

@@ -397,6 +397,8 @@ def function_distance(first: Model, second: Model, x: ArrayLike) -> float:
     b = _arguments.model(where, second).predict(x).astype(np.float64)
     if a.shape != b.shape:
         raise ValueError(f"[{where}] expected outputs of one shape, got {a.shape} and {b.shape}")
+    for outputs in (a, b):
+        _arguments.all_finite(where, "outputs", outputs)
     return float(np.max(np.abs(a - b)))
 
 
