@@ -41,6 +41,8 @@ struct Bounds {
 
 constexpr Bounds kPositive{0.0, kLargest, true};
 constexpr Bounds kNotNegative{0.0, kLargest};
+// Networks may flush subnormal numbers, and 1 / eps has to stay in the range of float32.
+constexpr Bounds kVarianceGuard{1e-30, kLargest};
 constexpr Bounds kFraction{0.0, 1.0};
 constexpr Bounds kBelowOneFraction{0.0, 1.0, false, true};
 
@@ -307,7 +309,7 @@ Layer parse_layer(const Json& json, const std::string& path) {
       layer.init = parse_initializer(members);
       break;
     case LayerKind::kBatchNorm:
-      layer.eps = members.real("eps", layer.eps, kPositive);
+      layer.eps = members.real("eps", layer.eps, kVarianceGuard);
       layer.momentum = members.real_or_null("momentum", layer.momentum, kFraction);
       layer.weighted = members.boolean("weighted", false);
       break;

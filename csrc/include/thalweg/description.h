@@ -204,7 +204,7 @@ struct Maxout {
 // Without momentum the running statistics are the average over all batches so far.
 struct BatchNorm {
   using Category = detail::LayerCategory;
-  double eps = 1e-5;
+  double eps = 1e-5;  // at least 1e-30
   std::optional<double> momentum = 0.1;
   bool weighted = false;  // sample weights enter the batch statistics
   std::string json() const {
