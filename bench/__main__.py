@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench cpu|kernels|start|mnist|table`."""
+"""Command line of the benchmarks: `python -m bench cpu|curvature|kernels|start|mnist|table`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import cold, kernels, machine, mnist, peers, steps, table
+from bench import cold, curvature, kernels, machine, mnist, peers, steps, table
 from bench.cases import CASES, WORKS
 from bench.results import Results
 
@@ -49,6 +49,16 @@ def _interpreter(text: str) -> tuple[str, str]:
     return name, path
 
 
+def _add_turns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seconds", type=float, default=4.0, help="timed work per peer and case")
+    command.add_argument("--turn", type=float, default=0.2, help="seconds of one turn of a peer")
+    command.add_argument(
+        "--realtime",
+        action="store_true",
+        help="schedule the timed turns ahead of all other programs (needs CAP_SYS_NICE)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -81,13 +91,22 @@ def _parser() -> argparse.ArgumentParser:
         help="of float32 products; medium: bfloat16, and PyTorch with autocast",
     )
     cpu.add_argument("--work", choices=WORKS, default="training")
-    cpu.add_argument("--seconds", type=float, default=4.0, help="timed work per peer and case")
-    cpu.add_argument("--turn", type=float, default=0.2, help="seconds of one turn of a peer")
-    cpu.add_argument(
-        "--realtime",
-        action="store_true",
-        help="schedule the timed turns ahead of all other programs (needs CAP_SYS_NICE)",
+    _add_turns(cpu)
+
+    second = commands.add_parser(
+        "curvature",
+        parents=[shared],
+        help="gradients and products with the Hessian next to PyTorch and JAX",
     )
+    second.add_argument("--cases", type=_cases, default=["a", "b", "c"], help="out of a,b,c,d,e")
+    second.add_argument("--threads", type=_integers, default=[1, 2])
+    second.add_argument(
+        "--peers",
+        type=lambda text: _known(_list(text), peers.CURVATURE, "peers"),
+        default=list(peers.CURVATURE),
+        help=f"out of {', '.join(peers.CURVATURE)}",
+    )
+    _add_turns(second)
 
     single = commands.add_parser(
         "kernels",
@@ -134,19 +153,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cpu(arguments: argparse.Namespace) -> int:
+def _available(threads: list[int]) -> list[int]:
+    """Those numbers of threads that this machine has processors for."""
     available = len(machine.processors())
-    threads = [count for count in arguments.threads if count <= available]
-    for count in set(arguments.threads) - set(threads):
+    kept = [count for count in threads if count <= available]
+    for count in set(threads) - set(kept):
         print(f"{count} threads: skipped, this process may use {available} processors")
+    return kept
+
+
+def _turns(arguments: argparse.Namespace) -> steps.Options:
+    return steps.Options(
+        arguments.seconds, arguments.turn, arguments.realtime, dict(arguments.python)
+    )
+
+
+def _curvature(arguments: argparse.Namespace) -> int:
+    results, failed = Results(arguments.output), False
+    for name in arguments.cases:
+        case = CASES[name]
+        for count in _available(arguments.threads):
+            batch = max(case.batches)
+            row = curvature.measure(case, batch, count, arguments.peers, _turns(arguments))
+            results.add(row)
+            print(curvature.describe(row), end="\n\n", flush=True)
+            failed = failed or bool(row["failed"])
+    return int(failed)
+
+
+def _cpu(arguments: argparse.Namespace) -> int:
+    threads = _available(arguments.threads)
     if max(threads, default=1) > 1:
         reason = machine.hop_program()[1]
         if reason:
             print(f"cache-line hop: not measured, {reason}")
-    options = steps.Options(
-        arguments.seconds, arguments.turn, arguments.realtime, dict(arguments.python)
-    )
-    results, failed = Results(arguments.output), False
+    options, results, failed = _turns(arguments), Results(arguments.output), False
     for name in arguments.cases:
         case = CASES[name]
         for batch in arguments.batches or case.batches:
@@ -219,6 +260,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     commands = {
         "cpu": _cpu,
+        "curvature": _curvature,
         "kernels": _kernels,
         "start": _start,
         "mnist": _mnist,

@@ -88,7 +88,8 @@ class Problem:
     """A case with its minibatch size, data and initial weights (float32, weights [out, in]).
 
     `precision` is what float32 products may be computed from: "highest", "high" or "medium", as
-    PyTorch means it. `work` is "training", or "inference": class probabilities of minibatches.
+    PyTorch means it. `work` is "training", "inference": class probabilities of minibatches, or
+    "curvature": gradients and products with the Hessian of the loss of the first minibatch.
     """
 
     case: Case
@@ -122,6 +123,14 @@ class Problem:
         for k in range(count):
             first = k % self.steps_per_epoch * self.batch
             yield slice(first, first + self.batch)
+
+    def directions(self) -> list[Array]:
+        """What the Hessian is multiplied by: Gaussian in the weights, zero elsewhere."""
+        rng = np.random.default_rng(2)
+        return [
+            rng.standard_normal(w.shape, dtype=np.float32) / np.float32(w.size**0.5)
+            for w in self.weights
+        ]
 
     def save(self, folder: Path) -> None:
         weights: dict[str, Any] = {f"weight{i}": w for i, w in enumerate(self.weights)}

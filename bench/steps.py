@@ -193,7 +193,7 @@ class _Round:
     hop: float | None
 
 
-def _run_rounds(
+def run_rounds(
     workers: Sequence[Worker], options: Options, hop: Callable[[], float | None]
 ) -> tuple[list[_Round], int]:
     """The rounds that count and the number of quiet ones.
@@ -218,6 +218,33 @@ def _run_rounds(
             elapsed, foreign = elapsed + seconds, foreign + others
         one.foreign = foreign / elapsed
         done.append(one)
+
+
+def admit(
+    workers: list[Worker],
+    name: str,
+    problem: Problem,
+    folder: Path,
+    options: Options,
+    check: Callable[[Worker], None],
+    row: dict[str, Any],
+) -> None:
+    """Start a peer and let it take part when `check` does not object; else the row says why not."""
+    worker = None
+    try:
+        worker = Worker(name, problem, folder, options)
+        check(worker)
+        worker.calibrate()
+    except SkippedError as reason:
+        row["skipped"][name] = str(reason)
+    except FailedError as reason:
+        row["failed"][name] = str(reason)
+    else:
+        workers.append(worker)
+        row["versions"].update(worker.versions)
+        return
+    if worker is not None:
+        worker.close()
 
 
 def measure(
@@ -258,27 +285,18 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="thalweg-bench-") as folder:
         problem.save(Path(folder))
         try:
-            deviations = {}
+            deviations: dict[str, float] = {}
             for name in names:
-                worker = None
-                try:
-                    worker = Worker(name, problem, Path(folder), options)
-                    deviations[name] = loss_deviation(worker.losses(case.check_steps), reference)
-                    if deviations[name] > problem.tolerance:
+
+                def check(worker: Worker) -> None:
+                    worst = loss_deviation(worker.losses(case.check_steps), reference)
+                    deviations[worker.name] = worst
+                    if worst > problem.tolerance:
                         raise FailedError(
-                            f"loss deviates by {deviations[name]:.2g} from the float64 reference"
+                            f"loss deviates by {worst:.2g} from the float64 reference"
                         )
-                    worker.calibrate()
-                except SkippedError as reason:
-                    row["skipped"][name] = str(reason)
-                except FailedError as reason:
-                    row["failed"][name] = str(reason)
-                else:
-                    workers.append(worker)
-                    row["versions"].update(worker.versions)
-                    continue
-                if worker is not None:
-                    worker.close()
+
+                admit(workers, name, problem, Path(folder), options, check, row)
             if workers:
                 _time(workers, row, options)
                 for name, entry in row["peers"].items():
@@ -289,10 +307,13 @@ def measure(
     return row
 
 
-def _time(workers: Sequence[Worker], row: dict[str, Any], options: Options) -> None:
+def time_rounds(
+    workers: Sequence[Worker], row: dict[str, Any], options: Options
+) -> list[dict[str, float]]:
+    """Microseconds per step of every worker, by round; the row says how quiet the rounds were."""
     pair = machine.processors()[: row["threads"]]
     program = machine.hop_program()[0] if len(pair) > 1 else None
-    rounds, quiet = _run_rounds(workers, options, lambda: machine.hop_ns(program, pair))
+    rounds, quiet = run_rounds(workers, options, lambda: machine.hop_ns(program, pair))
     hops = [one.hop for one in rounds if one.hop is not None]
     row["hop_ns"] = quartiles(hops) if hops else None
     row["placement"] = machine.placement(hops) if row["threads"] > 1 else "one processor"
@@ -300,17 +321,20 @@ def _time(workers: Sequence[Worker], row: dict[str, Any], options: Options) -> N
     row["foreign_share"] = round(float(np.median([one.foreign for one in rounds])), 3)
     row["noisy"] = quiet < len(rounds)
     row["realtime"] = options.realtime
+    return [one.microseconds for one in rounds]
+
+
+def _time(workers: Sequence[Worker], row: dict[str, Any], options: Options) -> None:
+    rounds = time_rounds(workers, row, options)
     for worker in workers:
-        times = [one.microseconds[worker.name] for one in rounds]
+        times = [one[worker.name] for one in rounds]
         entry: dict[str, Any] = {
             "microseconds": quartiles(times),
             "samples_per_second": round(row["batch"] / np.median(times) * 1e6),
             "threads": worker.threads,
         }
         if any(other.name == "thalweg" for other in workers):
-            entry["ratio"] = quartiles(
-                [one.microseconds[worker.name] / one.microseconds["thalweg"] for one in rounds]
-            )
+            entry["ratio"] = quartiles([one[worker.name] / one["thalweg"] for one in rounds])
         row["peers"][worker.name] = entry
 
 
@@ -338,6 +362,12 @@ def describe(row: Mapping[str, Any]) -> str:
             + (f"{ratio['q1']:>5.2f} .. {ratio['q3']:<4.2f}" if ratio else f"{'':>13}")
             + f" {entry['threads']:>7} {entry['loss_deviation']:>8.0e}"
         )
+    return "\n".join([*lines, *remarks(row)])
+
+
+def remarks(row: Mapping[str, Any]) -> list[str]:
+    """How quiet the rounds were, and who did not take part."""
+    lines = []
     if row["peers"]:
         rounds = row["rounds"]
         lines.append(
@@ -347,4 +377,4 @@ def describe(row: Mapping[str, Any]) -> str:
         )
     lines += [f"  {name}: skipped, {reason}" for name, reason in row["skipped"].items()]
     lines += [f"  {name}: FAILED, {reason}" for name, reason in row["failed"].items()]
-    return "\n".join(lines)
+    return lines

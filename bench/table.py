@@ -184,6 +184,47 @@ def _mnist_table(row: Row) -> str:
     return _grid(head, lines)
 
 
+def _between(values: Mapping[str, float] | None) -> str:
+    if values is None:
+        return "-"
+    return f"{values['median']:.2f} ({values['q1']:.2f} .. {values['q3']:.2f})"
+
+
+def _curvature_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        noisy = " (noisy)" if row["noisy"] else ""
+        for name, entry in row["peers"].items():
+            lines.append(
+                [
+                    f"{row['case']}, {row['batch']} rows, {row['threads']} threads{noisy}",
+                    name,
+                    f"{entry['microseconds']['median']:,.4g}",
+                    _between(entry.get("over_gradient")),
+                    _between(entry.get("over_thalweg")),
+                    f"{entry['deviation']:.0e}",
+                ]
+            )
+    head = ["case", "peer", "µs", "time / own gradient", "time / thalweg", "deviation"]
+    return _grid(head, lines)
+
+
+def _curvature_section(rows: Sequence[Row]) -> list[str]:
+    found = [row for row in rows if row["kind"] == "curvature" and row["peers"]]
+    found.sort(key=lambda row: (row["case"], -row["threads"]))
+    if not found:
+        return []
+    versions = {k: v for row in found for k, v in row["versions"].items()}
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return [
+        "### Gradients and products with the Hessian\n\nFloat32, the loss of one minibatch; "
+        "`product` at a new point, `again` one more at the same point. PyTorch by double backward, "
+        "`torch.autograd.functional.hvp` and forward over reverse, JAX forward over reverse under "
+        f"jit. {listed}. Reproduce: `python -m bench curvature`.",
+        _curvature_table(found),
+    ]
+
+
 def _kernel_table(row: Row) -> str:
     libraries = list(dict.fromkeys(entry["library"] for entry in row["entries"]))
     lines = []
@@ -226,6 +267,18 @@ def _population(row: Row) -> float | None:
     if name is None or "thalweg-population" not in row["peers"]:
         return None
     return _median(row, name) / _median(row, "thalweg-population")
+
+
+def _product_over_gradient(case: str) -> Callable[[Row], float | None]:
+    """Time of a product with the Hessian at a new point over that of a gradient."""
+
+    def value(row: Row) -> float | None:
+        if (row["kind"], row.get("case"), row.get("threads")) != ("curvature", case, 2):
+            return None
+        ratio = row["peers"].get("thalweg-product", {}).get("over_gradient")
+        return ratio and float(ratio["median"])
+
+    return value
 
 
 def _import_ms(row: Row) -> float | None:
@@ -281,6 +334,16 @@ _REQUIREMENTS: tuple[tuple[str, Callable[[Row], float | None], str, float, bool]
         "x",
         25,
         True,
+    ),
+    *(
+        (
+            f"{case}, 2 threads: time of a product with the Hessian / of a gradient",
+            _product_over_gradient(case),
+            "x",
+            3.5,
+            False,
+        )
+        for case in ("a", "b", "c")
     ),
     ("`import thalweg`", _import_ms, " ms", 150.0, False),
     ("MNIST, 10 epochs: worst test accuracy", _accuracy, " %", 98.3, True),
@@ -367,6 +430,7 @@ def page(rows: Sequence[Row]) -> str:
         parts.append(f"## {setting}\n\nCommit {', '.join(commits)}.")
         parts.append(_requirement_table(newest))
         parts += _step_sections(newest)
+        parts += _curvature_section(newest)
         for kind, title, command, build in (
             ("kernels", "Single kernels", "kernels", _kernel_table),
             ("start", "Cold start and size", "start", _start_table),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from bench import kernels, machine, steps, table  # noqa: E402
+from bench import curvature, kernels, machine, peers, steps, table  # noqa: E402
 from bench.__main__ import _parser  # noqa: E402
 from bench.cases import CASES, make_problem  # noqa: E402
 from bench.peers.numpy_peer import NumpyPeer  # noqa: E402
@@ -55,6 +55,38 @@ def test_inference_is_timed_on_checked_losses() -> None:
     assert row["flops_per_sample"] == 2 * (784 * 512 + 512 * 512 + 512 * 10)
     assert max(entry["loss_deviation"] for entry in row["peers"].values()) <= 1e-6
     assert "way to train" in row["skipped"]["thalweg-step"]
+
+
+@pytest.mark.parametrize("name", ["b", "c"])
+def test_curvature_is_timed_on_checked_products(name: str, tmp_path: Path) -> None:
+    names = ["thalweg-gradient", "thalweg-product", "thalweg-again"]
+    row = curvature.measure(CASES[name], 32, 1, names, TWO_ROUNDS)
+    assert list(row["peers"]) == names and not row["failed"]
+    assert max(entry["deviation"] for entry in row["peers"].values()) <= 1e-4
+    assert row["peers"]["thalweg-gradient"]["over_gradient"]["median"] == 1
+    assert row["peers"]["thalweg-again"]["over_thalweg"]["median"] == 1
+    assert row["peers"]["thalweg-product"]["over_gradient"]["median"] > 0
+    assert json.loads(json.dumps(row)) == row
+    assert "thalweg-again" in curvature.describe(row)
+    assert f"| {name}, 32 rows, 1 threads" in table.page([row])
+
+
+def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = curvature.reference
+    monkeypatch.setattr(
+        curvature,
+        "reference",
+        lambda problem: {kind: [1.01 * v for v in row] for kind, row in honest(problem).items()},
+    )
+    row = curvature.measure(CASES["c"], 32, 1, ["thalweg-product"], TWO_ROUNDS)
+    assert not row["peers"] and "deviates by 0.0099" in row["failed"]["thalweg-product"]
+
+
+@pytest.mark.oracle
+def test_all_libraries_multiply_with_the_same_hessian() -> None:
+    names = [name for name in peers.CURVATURE if name.startswith("torch")]
+    row = curvature.measure(CASES["b"], 32, 1, names, TWO_ROUNDS)
+    assert list(row["peers"]) == names, row["failed"]
 
 
 def test_a_lower_precision_competes_with_its_like() -> None:

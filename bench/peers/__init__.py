@@ -5,6 +5,8 @@ minibatches in the order of the rows and returns the loss of each before its upd
 trains at the library's best on shuffled minibatches, gathered by index from arrays in memory, and
 returns when the work is done. Where the work is inference, `losses` makes no updates, and `run`
 computes class probabilities, with running statistics, of minibatches in the order of the rows.
+Where it is curvature, a step is a gradient or a product with the Hessian of the loss of the first
+minibatch, and `losses` returns its norm over the weights and, of a product, v'Hv.
 """
 
 from __future__ import annotations
@@ -51,6 +53,22 @@ PEERS = {
 # they run only when named (or with "all").
 ON_REQUEST = ("torch-compile", "torch-autotune", "torch-graph", "thalweg-population")
 
+# The peers of `python -m bench curvature`. A product is at a point where nothing was computed
+# before; "again" is one more with another vector, what is kept of the point being at hand.
+CURVATURE = {
+    "thalweg-gradient": ("thalweg_curvature", "ThalwegCurvature", "gradient"),
+    "thalweg-product": ("thalweg_curvature", "ThalwegCurvature", "product"),
+    "thalweg-again": ("thalweg_curvature", "ThalwegCurvature", "again"),
+    "torch-gradient": ("torch_curvature", "TorchCurvature", "gradient"),
+    "torch-product": ("torch_curvature", "TorchCurvature", "product"),
+    "torch-again": ("torch_curvature", "TorchCurvature", "again"),
+    "torch-functional": ("torch_curvature", "TorchCurvature", "functional"),
+    "torch-forward": ("torch_curvature", "TorchCurvature", "forward"),
+    "jax-gradient": ("jax_curvature", "JaxCurvature", "gradient"),
+    "jax-product": ("jax_curvature", "JaxCurvature", "product"),
+    "jax-again": ("jax_curvature", "JaxCurvature", "again"),
+}
+
 # Modes that differ from another only in how they train.
 _TRAINING_ONLY = ("step", "population", "foreach", "fused", "graph", "scan")
 
@@ -61,7 +79,7 @@ class UnsupportedError(Exception):
 
 def create(name: str, problem: Problem) -> Peer:
     """The peer of that name; ImportError when its library is not installed."""
-    module, cls, mode = PEERS[name]
+    module, cls, mode = (CURVATURE if problem.work == "curvature" else PEERS)[name]
     if problem.work == "inference" and mode in _TRAINING_ONLY:
         raise UnsupportedError("a way to train")
     peer: Peer = getattr(importlib.import_module(f"bench.peers.{module}"), cls)(problem, mode)

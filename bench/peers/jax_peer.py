@@ -34,9 +34,10 @@ def _forward(
     return x @ layers[-1]["weight"] + layers[-1]["bias"], statistics
 
 
-def _loss(
+def loss_of_layers(
     layers: list[dict[str, Any]], case: Case, x: Any, y: Any, running: list[Any] | None = None
 ) -> tuple[Any, list[Any]]:
+    """Mean cross-entropy, and what `_forward` says of every batch norm."""
     logits, statistics = _forward(case, layers, x, running)
     picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
     return (jax.nn.logsumexp(logits, axis=1) - picked).mean(), statistics
@@ -65,7 +66,7 @@ def _momentum(lr: float, state: dict[str, Any], gradients: Any) -> dict[str, Any
 
 def _step(case: Case, lr: float, state: dict[str, Any], x: Any, y: Any, index: Any) -> Any:
     """One update on the rows of `index`: the new state and the loss before."""
-    gradient = jax.value_and_grad(_loss, has_aux=True)
+    gradient = jax.value_and_grad(loss_of_layers, has_aux=True)
     (loss, statistics), gradients = gradient(state["layers"], case, x[index], y[index])
     update = _adam if case.optimizer == "adam" else _momentum
     running = jax.tree.map(
@@ -143,7 +144,7 @@ class JaxPeer:
             if self._problem.work == "inference":
                 running = self._state["running"]
                 layers, x, y = self._state["layers"], self._x[cut], self._y[cut]
-                seen.append(float(_loss(layers, self._problem.case, x, y, running)[0]))
+                seen.append(float(loss_of_layers(layers, self._problem.case, x, y, running)[0]))
                 continue
             index = jnp.arange(cut.start, cut.stop)
             self._state, loss = self._step(self._state, self._x, self._y, index)
