@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib.util
+import inspect
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import thalweg
 from conftest import ROOT
 
 
@@ -208,6 +210,28 @@ def test_docstring_examples(
 
 def test_documentation_is_complete_and_generated() -> None:
     assert not generate.problems()
+
+
+@pytest.mark.filterwarnings("ignore:Error parsing type annotation")
+def test_the_reference_has_a_page_for_every_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pdoc")
+    monkeypatch.setattr(generate, "API", tmp_path)
+    generate.build_api()
+    found = {path.stem for path in (tmp_path / "thalweg").rglob("*.html")}
+    modules = {name for name in thalweg.__all__ if inspect.ismodule(getattr(thalweg, name))}
+    # And no other: a module must not hide a function of the same name.
+    assert found == modules | ({"sklearn"} if importlib.util.find_spec("sklearn") else set())
+    for name in ("Model", "Objective", "Population", "minimize"):
+        assert f'<section id="{name}">' in (tmp_path / "thalweg.html").read_text(encoding="utf-8")
+
+
+def test_the_reference_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "API", tmp_path)
+    monkeypatch.setitem(sys.modules, "pdoc", None)
+    with pytest.raises(SystemExit, match=r"needs pdoc: pip install thalweg\[dev\]"):
+        generate.build_api()
 
 
 def test_results_of_experiments_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ from .diagnostics import (
     gradient_diagnostics,
 )
 from .margins import Margins, linear_margins, output_margins
-from .path_norm import path_norm, path_scales
+from .path_sums import path_norm, path_scales
 from .paths import (
     FunctionTrajectories,
     LinearPath,
