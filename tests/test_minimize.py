@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -467,6 +468,20 @@ def test_matrix_problem_keeps_its_shape() -> None:
 
     result = tw.minimize(f, rng.standard_normal((5, 3)), gtol=1e-8)
     assert result.converged and result.x.shape == (5, 3) and result.grad.shape == (5, 3)
+
+
+@pytest.mark.parametrize("method", ["sgd", "steepest_descent"])
+def test_subnormal_numbers_are_kept(method: str) -> None:
+    tiny = sys.float_info.min
+    kept = []
+
+    def slope(x: Array) -> tuple[float, Array]:
+        kept.append(tiny / 2 > 0.0)
+        return float(x[0]), np.ones(1)
+
+    result = tw.minimize(slope, [0.0], method, lr=tiny / 2, max_iterations=1)
+    assert kept and all(kept)
+    assert result.x[0] == -tiny / 2 < 0.0
 
 
 # ---- results -------------------------------------------------------------------------------------

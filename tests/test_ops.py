@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -611,6 +612,47 @@ def test_required_arrays() -> None:
     ):
         with pytest.raises((TypeError, ValueError)):
             call()
+
+
+# -- subnormal numbers ---------------------------------------------------------------------------
+
+# Every one computes q out of q, which has the shape [1, 1].
+IDENTITIES: dict[str, Callable[[Array], Any]] = {
+    "gemm": lambda q: ops.gemm(q, [[1]]),
+    "dense": lambda q: ops.dense(q, [[1]]),
+    "dense_backward": lambda q: ops.dense_backward([[1]], [[1]], q),
+    "batch_norm": lambda q: ops.batch_norm([[0], [0]], [1], q[0])[0],
+    "batch_norm_inference": lambda q: ops.batch_norm_inference([[1]], q[0], [0], [0], [1], eps=0),
+    "batch_norm_backward": lambda q: ops.batch_norm_backward([[1], [2]], [1], np.r_[0 * q, q])[2],
+    "activation": lambda q: -ops.activation("leaky_relu", -2 * q, parameter=0.5),
+    "activation_backward": lambda q: ops.activation_backward(
+        "leaky_relu", [[-1]], 2 * q, parameter=0.5
+    ),
+    "dropout": lambda q: ops.dropout(q, 0.0),
+    "maxout": lambda q: ops.maxout(np.c_[-q, q], 2),
+    "maxout_backward": lambda q: ops.maxout_backward([[0, 1]], q, 2)[:, 1:],
+    "softmax": lambda q: ops.softmax(np.c_[0 * q, np.log(q)])[:, 1:],
+    "softmax_cross_entropy": lambda q: ops.softmax_cross_entropy(np.c_[0 * q, np.log(q)], [0])[1][
+        :, 1:
+    ],
+    "loss": lambda q: ops.loss("squared_error", q / 2, [[0]])[1],
+    "optimizer_step": lambda q: ops.optimizer_step("sgd", [0], -q[0], t=1, lr=1.0)[0],
+    "clip_by_global_norm": lambda q: ops.clip_by_global_norm(np.r_[2 * q[0], 2], 1.0)[0][:1],
+}
+
+
+def test_every_operation_has_an_identity() -> None:
+    assert set(IDENTITIES) == set(ops.__all__)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_operations_keep_subnormal_numbers(name: str, dtype: str) -> None:
+    q = np.full((1, 1), np.finfo(dtype).tiny / 8, dtype)
+    results = IDENTITIES[name](q)
+    for result in results if isinstance(results, tuple) else (results,):
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result, np.full_like(result, q[0, 0]), rtol=1e-4, atol=0)
 
 
 @pytest.mark.skipif("THALWEG_ISA" in os.environ, reason="already runs on a chosen instruction set")

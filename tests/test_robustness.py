@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,12 +198,13 @@ class Alarm(Exception):
     """Raised by the signal handler."""
 
 
-@contextmanager
-def alarm(delay: float) -> Iterator[None]:
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise Alarm
+def ring(number: int, frame: FrameType | None) -> None:
+    raise Alarm
 
-    before = signal.signal(signal.SIGALRM, ring)
+
+@contextmanager
+def alarm(delay: float, handler: Callable[[int, FrameType | None], None] = ring) -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, delay)
     try:
         yield
@@ -245,23 +247,100 @@ def test_activations_can_be_interrupted() -> None:
     assert time.perf_counter() - start < 10.0
 
 
+# ---- subnormal numbers ---------------------------------------------------------------------------
+
+
+def subnormals_are_kept() -> bool:
+    """Whether this thread computes with subnormal numbers, asked of the processor."""
+    return sys.float_info.min / 2 > 0.0
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="GPUs compute with subnormal numbers at full speed")
-def test_networks_flush_subnormal_numbers_and_leave_callers_alone() -> None:
-    tiny = np.finfo(np.float32).tiny
-    model = tw.Model(nn.Dense(2, bias=False), 1, optimizer=optim.Momentum(0.1))
+def test_networks_flush_subnormal_numbers() -> None:
+    model = tw.Model(nn.Dense(2, bias=False), 1)
     model.set_parameters({"layers.0.weight": np.array([[0.0], [-90.0]], np.float32)})
     one, label = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
-    exact = float(np.exp(np.float64(-90)))
-    assert 0 < exact < tiny
+    assert 0 < float(np.exp(np.float64(-90))) < np.finfo(np.float32).tiny
     assert model.predict_proba(one)[0, 1] == 0.0
     assert (model.loss_and_grad(one, label)[1] == 0).all()
-    seen = []
 
-    def halve(model: tw.Model, step: int, logs: dict[str, Any]) -> None:
-        seen.append(float((np.array([tiny], np.float32) / 2)[0]))
 
-    halve(model, 0, {})
-    listener = callbacks.LambdaCallback(on_step=halve)
-    model.fit(one, label, epochs=3, verbose=False, callbacks=[listener])
-    halve(model, 0, {})
-    assert seen == [tiny / 2] * 5
+def diverge(model: tw.Model, x: Any, y: Any) -> None:
+    with pytest.raises(tw.NonFiniteError):
+        model.fit(np.full_like(x, 3e38), y, verbose=False)
+
+
+def spoil(model: tw.Model, x: Any, y: Any) -> None:
+    spoiled = y.copy()
+
+    def on_epoch_end(*_: Any) -> None:
+        spoiled[:] = -1
+
+    listener = callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+    with pytest.raises(ValueError, match="changed while it was in use"):
+        model.fit(x, spoiled, epochs=2, callbacks=[listener], verbose=False)
+
+
+def interrupt(model: tw.Model, x: Any, y: Any) -> None:
+    with pytest.raises(Alarm), alarm(0.1):
+        model.fit(x, y, epochs=10**9, verbose=False)
+
+
+def train_population(model: tw.Model, x: Any, y: Any) -> None:
+    tw.Population(nn.Dense(3), 3, 4, device="cpu", threads=model.threads).fit(x, y, verbose=False)
+
+
+FLUSHING: dict[str, Callable[[tw.Model, Any, Any], object]] = {
+    "fit": lambda model, x, y: model.fit(x, y, verbose=False),
+    "fit in parts": lambda model, x, y: model.fit(x, y, accumulate=2, verbose=False),
+    "step": lambda model, x, y: model.step(x, y),
+    "predict": lambda model, x, y: model.predict(x),
+    "evaluate": lambda model, x, y: model.evaluate(x, y),
+    "activations": lambda model, x, y: model.activations(x),
+    "loss_and_grad": lambda model, x, y: model.loss_and_grad(x, y),
+    "recalibrate": lambda model, x, y: model.recalibrate_batch_norm(x),
+    "hvp": lambda model, x, y: tw.Objective(model, x, y).hvp(np.ones(model.num_parameters)),
+    "population": train_population,
+    "not finite": diverge,
+    "data that change": spoil,
+    "interrupt": interrupt,
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", FLUSHING)
+def test_callers_keep_subnormal_numbers(name: str, threads: int) -> None:
+    if name == "data that change" and DEVICE == "cuda":
+        pytest.skip("a GPU has a copy of its own")
+    assert subnormals_are_kept()
+    FLUSHING[name](classifier(threads=threads), *data())
+    assert subnormals_are_kept()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_python_functions_keep_subnormal_numbers(threads: int) -> None:
+    kept: dict[str, list[bool]] = {"callback": [], "loss": [], "signal": []}
+
+    def loss(outputs: Any, target: Any) -> tuple[float, Any]:
+        kept["loss"].append(subnormals_are_kept())
+        return float((outputs**2).mean()), 2 * outputs / outputs.size
+
+    def on_step(*_: Any) -> None:
+        kept["callback"].append(subnormals_are_kept())
+
+    def on_signal(*_: Any) -> None:
+        kept["signal"].append(subnormals_are_kept())
+        raise Alarm
+
+    x, _ = data()
+    model = tw.Model(nn.Dense(3), 4, loss, threads=threads)
+    listener = callbacks.LambdaCallback(on_step=on_step)
+    model.fit(x, np.zeros((len(x), 3)), callbacks=[listener], verbose=False)
+    # Regions that last: the signal comes while one runs.
+    width = 32 if EMULATED else 1024
+    model = tw.Model([nn.Dense(width), nn.ReLU(), nn.Dense(width)], width, threads=threads)
+    x = np.ones((4096, width), np.float32)
+    with pytest.raises(Alarm), alarm(0.1, on_signal):
+        while True:
+            model.predict(x, batch_size=len(x))
+    assert all(values and all(values) for values in kept.values()), kept
