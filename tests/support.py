@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,16 @@ def assert_same(a: tw.Model, b: tw.Model) -> None:
     assert first.keys() == second.keys()
     different = [name for name in first if first[name] != second[name]]
     assert not different, f"bits differ in {different}"
+
+
+def assert_same_in_threads(work: Callable[[int], Any], count: int = 3) -> None:
+    """`work(0)`, `work(1)`, ... give the same results alone and in threads at the same time."""
+    alone = [work(i) for i in range(count)]
+    start = threading.Barrier(count)
+
+    def work_with_others(i: int) -> Any:
+        start.wait()
+        return work(i)
+
+    with ThreadPoolExecutor(count) as pool:
+        assert list(pool.map(work_with_others, range(count))) == alone

@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import thalweg as tw
-from support import assert_same, snapshot
+from support import assert_same, assert_same_in_threads, snapshot
 from thalweg import _core, nn, optim
 
 pytestmark = pytest.mark.skipif(
@@ -389,36 +388,18 @@ def test_models_in_threads_do_not_disturb_each_other() -> None:
         model.fit(x, y, epochs=2, batch_size=16, verbose=False)
         return snapshot(model), model.predict(x, batch_size=64).tobytes()
 
-    alone = [work(seed) for seed in range(3)]
-    together: list[Any] = [None] * 3
-
-    def store(seed: int) -> None:
-        together[seed] = work(seed)
-
-    threads = [threading.Thread(target=store, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
+    assert_same_in_threads(work)
 
 
 def test_many_threads_predict_from_one_model() -> None:
     x, _ = data(300)
     model = network()
-    expected = model.predict(x)
-    found: list[Any] = [None] * 6
 
-    def predict(i: int) -> None:
-        found[i] = model.predict(x, batch_size=64 * (1 + i % 2))
+    def predict(i: int) -> bytes:
+        return model.predict(x, batch_size=64 * (1 + i % 2)).tobytes()
 
-    threads = [threading.Thread(target=predict, args=(i,)) for i in range(len(found))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for outputs in found:
-        np.testing.assert_array_equal(outputs, expected)
+    assert predict(0) == predict(1) == model.predict(x).tobytes()
+    assert_same_in_threads(predict, 6)
 
 
 # ---- memory --------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import thalweg as tw
-from support import assert_same, snapshot
+from support import assert_same, assert_same_in_threads, snapshot
 from thalweg import _core, nn, optim
 
 CUDA = _core.information()["cuda_available"]
@@ -605,18 +604,7 @@ def test_models_in_threads_do_not_disturb_each_other() -> None:
             model.step(xd, yd)
         return snapshot(model), model.predict(xd).numpy().tobytes()
 
-    alone = [work(seed) for seed in range(3)]
-    together: list[Any] = [None] * 3
-
-    def store(seed: int) -> None:
-        together[seed] = work(seed)
-
-    threads = [threading.Thread(target=store, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
+    assert_same_in_threads(work)
 
 
 @needs_cuda

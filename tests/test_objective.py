@@ -16,7 +16,7 @@ import pytest
 import reference as ref
 import thalweg as tw
 from conftest import DEVICE, EMULATED
-from support import Array, case_model, model_of, set_values, snapshot
+from support import Array, assert_same_in_threads, case_model, model_of, set_values, snapshot
 from test_gradients import LOSSES, NETWORKS, setup
 from thalweg import landscape, nn
 
@@ -442,18 +442,7 @@ def test_many_threads_share_an_objective() -> None:
     model, x, y = small()
     objective = tw.Objective(model, x, y)
     vectors = [direction(model.num_parameters, seed) for seed in range(8)]
-    expected = [objective.hvp(v) for v in vectors]
-    found: list[Any] = [None] * 8
-
-    def work(i: int) -> None:
-        found[i] = objective.hvp(vectors[i])
-
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    np.testing.assert_array_equal(found, expected)
+    assert_same_in_threads(lambda i: objective.hvp(vectors[i]).tobytes(), 8)
 
 
 def test_interrupt() -> None:
