@@ -319,11 +319,12 @@ def test_random_networks(training: bool, tmp_path: Path) -> None:
     assert np.quantile(ours, 0.99) <= 3e-6
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="second derivatives run on the CPU")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_second_derivatives_of_random_networks(training: bool, tmp_path: Path) -> None:
     """Products with the Hessian and with Gauss-Newton against PyTorch's double backward."""
+    seen: set[str] = set()
     for case in networks.random_cases(120, 60_000):
+        seen |= {*case.layer_types, case.description["loss"]["type"]}
         size = ref.Network(case.description).flatten(case.parameters).size
         v = np.random.default_rng(case.seed).standard_normal(size) / math.sqrt(size)
         objective = tw.Objective(
@@ -342,6 +343,9 @@ def test_second_derivatives_of_random_networks(training: bool, tmp_path: Path) -
         ):
             error = np.linalg.norm(found - expected)
             assert error <= TOLERANCE * max(float(np.linalg.norm(expected)), 1e-8), case.seed
+    assert seen >= {
+        "dense", "batch_norm", "relu", "residual", "maxout", "dropout", "cross_entropy"
+    }  # fmt: skip
 
 
 def test_state_dict_loads_by_name(tmp_path: Path) -> None:
