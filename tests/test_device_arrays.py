@@ -339,16 +339,112 @@ def test_labels_on_the_gpu_serve_what_the_host_computes() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("batch_size", [100, 32])
-def test_methods_take_data_on_the_gpu(batch_size: int) -> None:
-    """They select rows on the host, whatever memory these came in."""
+@pytest.mark.parametrize(("batch_size", "drops"), [(100, False), (100, True), (32, False)])
+def test_methods_take_data_on_the_gpu(batch_size: int, drops: bool) -> None:
+    """All rows are read where they lie; minibatches are selected on the host."""
     x, y, w = data()
-    models = [network(optimizer=optim.SteepestDescent(0.1)) for _ in range(2)]
+    layers = [nn.Dense(9), nn.Tanh(), *([nn.Dropout(0.2)] if drops else []), nn.Dense(CLASSES)]
+    models = [
+        tw.Model(layers, FEATURES, optimizer=optim.SteepestDescent(0.1), device="cuda")
+        for _ in range(2)
+    ]
     on_gpu = [models[1].to_device(a) for a in (x, y, w)]
     for model, (xs, ys, ws) in zip(models, ((x, y, w), on_gpu), strict=True):
         model.fit(xs, ys, sample_weight=ws, epochs=2, batch_size=batch_size, verbose=False)
+        model.fit(xs, ys, class_weight={1: 2.0}, batch_size=batch_size, verbose=False)
         model.step(xs, ys)
     assert_same(*models)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["own", "interface", "dlpack"])
+@pytest.mark.parametrize("chunk_size", [None, 64])
+def test_objectives_read_data_on_the_gpu(kind: str, chunk_size: int | None) -> None:
+    """The same bits as of data on the host, and whatever lends the memory lives on."""
+    x, y, w = data()
+    model = network()
+    options: dict[str, Any] = {"statistics": "frozen", "dropout": True, "chunk_size": chunk_size}
+    host = tw.Objective(model, x, y, sample_weight=w, **options)
+    lent = [lend(kind, model.to_device(a)) for a in (x, y, w)]
+    device = tw.Objective(model, lent[0], lent[1], sample_weight=lent[2], **options)
+    mixed = tw.Objective(model, x, lent[1], sample_weight=w, **options)
+    del lent
+    gc.collect()
+    rng = np.random.default_rng(2)
+    v, u = rng.standard_normal(model.num_parameters), rng.standard_normal((len(x), CLASSES))
+    for other in (device, mixed):
+        assert other.value() == host.value()
+        for name, arguments in (
+            ("grad", ()),
+            ("hvp", (v,)),
+            ("ggnvp", (v,)),
+            ("jvp", (v,)),
+            ("vjp", (u,)),
+            ("per_example_grads", ()),
+            ("per_example_grad_norms", ()),
+        ):
+            got, want = (getattr(o, name)(*arguments) for o in (other, host))
+            assert isinstance(got, np.ndarray)
+            np.testing.assert_array_equal(got, want, err_msg=name)
+    point = model.device_parameters()
+    np.testing.assert_array_equal(device.hvp(v, point), host.hvp(v))
+    np.testing.assert_array_equal(
+        device.hvp(model.to_device(v), point), host.hvp(v, model.parameters)
+    )
+
+
+@needs_cuda
+def test_objectives_on_the_gpu_check_their_data() -> None:
+    x, y, w = data()
+    model = network()
+    labels, weights = y.copy(), w.copy()
+    labels[41], weights[99] = CLASSES, -0.5
+    with pytest.raises(ValueError, match=r"\[Objective\].*y\[41\] = 4"):
+        tw.Objective(model, model.to_device(x), model.to_device(labels))
+    with pytest.raises(ValueError, match=r"sample_weight\[99\] = -0.5"):
+        tw.Objective(model, x, y, sample_weight=model.to_device(weights))
+    with pytest.raises(tw.DeviceError, match=r"v in CPU memory, got an array on GPU 0"):
+        tw.Objective(network("cpu"), x, y).hvp(model.device_parameters())
+
+
+def members(device: str = "cuda") -> tw.Population:
+    layers = [nn.Dense(9), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.2), nn.Dense(CLASSES)]
+    return tw.Population(layers, 3, FEATURES, "cross_entropy", "adam", device=device, threads=2)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["own", "dlpack"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_populations_take_data_on_the_gpu(kind: str, shared: bool) -> None:
+    x, y, w = data()
+    one, two = members(), members()
+
+    def lent(array: Array) -> Any:
+        arrays = [lend(kind, model.to_device(array)) for model in two]
+        return arrays[0] if shared else arrays
+
+    xd, yd, wd = (lent(a) for a in (x, y, w))
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "verbose": False}
+    first = one.fit(x, y, sample_weight=w, validation_data=(x, y), **options)
+    second = two.fit(xd, yd, sample_weight=wd, validation_data=(xd, yd), **options)
+    for column in ("loss", "validation_accuracy"):
+        np.testing.assert_array_equal(second[column], first[column])
+    rows = [range(50), range(20, 90), [3, 5, 7, 5]]
+    one.fit(x, y, sample_weight=w, rows=rows, **options)
+    two.fit(xd, yd, sample_weight=wd, rows=rows, **options)
+    for a, b in zip(one, two, strict=True):
+        assert_same(a, b)
+    want, got = one.evaluate(x, y, sample_weight=w), two.evaluate(xd, yd, sample_weight=wd)
+    for name, values in want.items():
+        np.testing.assert_array_equal(got[name], values)
+    assert one.best(x, y) is one[two.models.index(two.best(xd, yd))]
+    if not shared:
+        return
+    for name in ("predict", "predict_proba"):
+        on_device, on_host = getattr(two, name)(xd), getattr(one, name)(x)
+        assert isinstance(on_device, tw.DeviceArray)
+        assert isinstance(on_host, np.ndarray)
+        np.testing.assert_array_equal(on_device.numpy(), on_host)
 
 
 @needs_cuda
@@ -506,8 +602,8 @@ def test_models_on_the_cpu_refuse_arrays_of_a_gpu() -> None:
             lambda xd=xd, yd=yd: model.step(xd, yd),
             lambda xd=xd: model.loss_and_grad(xd, y),
             lambda xd=xd: tw.Objective(model, xd, y),
-            lambda xd=xd: tw.Objective(lender, xd, y),
             lambda xd=xd: tw.Population(model, 2).predict(xd),
+            lambda xd=xd: tw.Population(model, 2).fit(xd, y, verbose=False),
             lambda xd=xd: tw.ops.dense(xd, np.ones((2, FEATURES))),
         ):
             with pytest.raises(tw.DeviceError, match=r"CPU memory.*GPU 0"):

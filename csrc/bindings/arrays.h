@@ -180,10 +180,10 @@ class InputArray {
   }
 
   void expect_device(int ordinal, const DeviceExchange* exchange) const {
-    expect<DeviceError>(exchange != nullptr, "[", operation_, "] expected ", name_,
-                        " in CPU memory, got an array on GPU ", ordinal,
-                        "; copy it to the CPU first: only the calls of a Model on device 'cuda' "
-                        "take it as it is");
+    expect<DeviceError>(
+        exchange != nullptr, "[", operation_, "] expected ", name_,
+        " in CPU memory, got an array on GPU ", ordinal,
+        "; copy it to the CPU first: only models on device 'cuda' take it as it is");
     expect<DeviceError>(ordinal == exchange->device(), "[", operation_, "] expected ", name_,
                         " on GPU ", exchange->device(), ", where the model is, got GPU ", ordinal,
                         "; copy it there first");

@@ -1,4 +1,4 @@
-// Class DeviceArray: results of a model on a GPU, where they were computed.
+// Class DeviceArray: results of models on a GPU, where they were computed.
 #pragma once
 
 #include <pybind11/numpy.h>

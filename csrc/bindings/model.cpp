@@ -27,6 +27,7 @@
 #include "bindings/numpy_arrays.h"
 #include "bindings/python_call.h"
 #include "bindings/python_loss.h"
+#include "bindings/result_array.h"
 
 namespace thalweg::bindings {
 namespace {
@@ -51,31 +52,6 @@ const void* flat_data(const py::array& values, DType dtype, std::int64_t size,
 }
 
 // ---- results ------------------------------------------------------------------------------------
-
-// Uninitialized, for the engine to write: in host memory, or on the GPU of an exchange.
-class ResultArray {
- public:
-  ResultArray(DType dtype, std::vector<std::int64_t> shape, const DeviceExchange* exchange,
-              const char* operation) {
-    if (exchange == nullptr) {
-      py::array array = new_array(dtype, shape);
-      data_ = array.mutable_data();
-      object_ = array;
-      return;
-    }
-    std::int64_t bytes = item_size(dtype);
-    for (const std::int64_t extent : shape) bytes *= extent;
-    auto memory = exchange->allocate(bytes, operation);
-    data_ = memory->data();
-    object_ = device_array(std::move(memory), dtype, std::move(shape));
-  }
-  void* data() const { return data_; }
-  const py::object& object() const { return object_; }
-
- private:
-  void* data_ = nullptr;
-  py::object object_;
-};
 
 py::dict step_row(const StepRecord& record) {
   py::dict row;

@@ -60,7 +60,7 @@ class PyObjective {
               bool batch_statistics, bool dropout, std::int64_t chunk_rows, py::object loss,
               py::object targets)
       : model_(std::move(model)),
-        data_("Objective", nullptr, x, y, weights),
+        data_("Objective", bound_model(model_).model.exchange(), x, y, weights),
         loss_(std::move(loss)),
         targets_(std::move(targets)) {
     const BoundModel bound = bound_model(model_);

@@ -19,18 +19,37 @@
 #include "bindings/bindings.h"
 #include "bindings/bound_model.h"
 #include "bindings/fit_values.h"
-#include "bindings/numpy_arrays.h"
 #include "bindings/python_call.h"
+#include "bindings/result_array.h"
 
 namespace thalweg::bindings {
 namespace {
 
+// An array that the models read.
+InputArray shared_array(const std::vector<BoundModel>& models, py::handle array,
+                        const char* operation, const std::string& name) {
+  const DeviceExchange* const first = models.at(0).model.exchange();
+  InputArray input(array, operation, name, first);
+  // It is there when the stream that the first model named is; see DeviceExchange::stream().
+  if (input.on_device())
+    for (const BoundModel& other : models)
+      if (const DeviceExchange* exchange = other.model.exchange(); exchange && exchange != first)
+        exchange->wait_for(first->stream());
+  return input;
+}
+
 // One argument of all members: nothing, one array that they share, or an array for each.
 class MemberArrays {
  public:
-  MemberArrays(const char* operation, const std::string& name, const py::list& arrays) {
+  MemberArrays(const char* operation, const std::string& name, const py::list& arrays,
+               const std::vector<BoundModel>& models) {
     arrays_.reserve(arrays.size());
-    for (const py::handle array : arrays) arrays_.emplace_back(array, operation, name);
+    if (arrays.size() == 1) {
+      arrays_.push_back(shared_array(models, arrays[0], operation, name));
+      return;
+    }
+    for (std::size_t i = 0; i < arrays.size(); ++i)
+      arrays_.emplace_back(arrays[i], operation, name, models.at(i).model.exchange());
   }
   ArrayView of(std::size_t member) const {
     if (arrays_.empty()) return {};
@@ -44,10 +63,11 @@ class MemberArrays {
 class MemberData {
  public:
   // arrays: lists of x, y and weights, see MemberArrays
-  MemberData(const char* operation, const py::tuple& arrays, const std::string& prefix = "")
-      : x_(operation, prefix + "x", arrays[0]),
-        y_(operation, prefix + "y", arrays[1]),
-        weights_(operation, prefix + "sample_weight", arrays[2]) {}
+  MemberData(const char* operation, const py::tuple& arrays, const std::vector<BoundModel>& models,
+             const std::string& prefix = "")
+      : x_(operation, prefix + "x", arrays[0], models),
+        y_(operation, prefix + "y", arrays[1], models),
+        weights_(operation, prefix + "sample_weight", arrays[2], models) {}
   Data of(std::size_t member) const { return {x_.of(member), y_.of(member), weights_.of(member)}; }
 
  private:
@@ -96,8 +116,8 @@ py::list fit_members(const py::list& models, int threads, const py::tuple& array
                      std::optional<std::int64_t> max_steps, std::optional<double> stop_at_loss,
                      const py::object& on_epoch) {
   const std::vector<BoundModel> bound = bound_models(models);
-  const MemberData data("fit", arrays);
-  const MemberData validation("fit", validation_arrays, "validation ");
+  const MemberData data("fit", arrays, bound);
+  const MemberData validation("fit", validation_arrays, bound, "validation ");
   const FitOptions options =
       fit_options(epochs, batch_size, shuffle, accumulate, stopping, max_steps, stop_at_loss);
   PythonCall call;
@@ -142,7 +162,7 @@ py::list fit_members(const py::list& models, int threads, const py::tuple& array
 py::list evaluate_members(const py::list& models, int threads, const py::tuple& arrays,
                           std::int64_t batch_size) {
   const std::vector<BoundModel> bound = bound_models(models);
-  const MemberData data("evaluate", arrays);
+  const MemberData data("evaluate", arrays, bound);
   std::vector<Data> member_data;
   for (std::size_t i = 0; i < bound.size(); ++i) member_data.push_back(data.of(i));
   std::vector<Metrics> metrics(bound.size());
@@ -166,17 +186,18 @@ py::list evaluate_members(const py::list& models, int threads, const py::tuple& 
   return out;
 }
 
-// [members, rows, out]
-py::array predict_members(const py::list& models, int threads, const py::object& x,
-                          std::int64_t batch_size, bool probabilities) {
+// [members, rows, out], where x lies.
+py::object predict_members(const py::list& models, int threads, const py::object& x,
+                           std::int64_t batch_size, bool probabilities) {
   const char* operation = probabilities ? "predict_proba" : "predict";
   const std::vector<BoundModel> bound = bound_models(models);
-  const InputArray input(x, operation, "x");
+  const InputArray input = shared_array(bound, x, operation, "x");
   const ArrayView view = input.view();
   const DType dtype = bound.at(0).model.description().dtype;
   const std::int64_t width = bound[0].model.out_features();
-  py::array out = new_array(dtype, {static_cast<py::ssize_t>(bound.size()), view.rows, width});
-  auto* const data = static_cast<std::byte*>(out.mutable_data());
+  const ResultArray out(dtype, {static_cast<std::int64_t>(bound.size()), view.rows, width},
+                        input.on_device() ? bound[0].model.exchange() : nullptr, operation);
+  auto* const data = static_cast<std::byte*>(out.data());
   const std::int64_t stride = view.rows * width * item_size(dtype);
   PythonCall call;
   call.run([&](const Interrupt& interrupt) {
@@ -193,7 +214,7 @@ py::array predict_members(const py::list& models, int threads, const py::object&
     for_each_member(static_cast<std::int64_t>(bound.size()), threads, operation, interrupt,
                     predict);
   });
-  return out;
+  return out.object();
 }
 
 }  // namespace

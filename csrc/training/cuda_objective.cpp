@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "cuda/arena_operations.h"
 #include "cuda/gather.h"
+#include "training/cuda_exchange.h"
 #include "training/cuda_rows.h"
 
 namespace thalweg {
@@ -36,6 +37,7 @@ CudaObjective<T>::CudaObjective(const Model& model, const Data& data,
           stream_),
       product_(parameters_.layout.size, kOperation),
       state_(1, kOperation) {
+  static_cast<const CudaExchange*>(model.exchange())->join(data_, stream_);
   this->take_state(model);
 }
 

@@ -94,7 +94,7 @@ void check_place(const DataCheck& check, const ArrayView& array, const char* nam
   if (!array.on_device()) return;
   expect<DeviceError>(check.exchange != nullptr, "[", check.operation, "] expected ", name,
                       " in CPU memory, got an array in GPU memory; copy it to the CPU first: "
-                      "only the calls of a model on device \"cuda\" take it as it is");
+                      "only models on device \"cuda\" take it as it is");
   check.exchange->check_place(array, check.operation, name);
 }
 
@@ -285,6 +285,18 @@ Targets check_data_with(const DataCheck& check, const Data& data, ElementChecks*
 }
 
 }  // namespace
+
+ArrayView on_host(const ArrayView& array, const DeviceExchange* exchange,
+                  std::vector<std::byte>* bytes) {
+  if (!array.on_device()) return array;
+  if (bytes->empty()) {
+    bytes->resize(array_bytes(array.rows, static_cast<std::size_t>(row_bytes_of(array))));
+    exchange->fetch(array, bytes->data());
+  }
+  ArrayView view = contiguous_view(array, array.rows, bytes->data());
+  view.memory = Memory::kHost;
+  return view;
+}
 
 void check_input(const DataCheck& check, const ArrayView& x) {
   ElementChecks elements(check);

@@ -76,6 +76,10 @@ inline ArrayView contiguous_view(const ArrayView& array, std::int64_t rows, cons
   return view;
 }
 
+// An array in host memory: itself, or a copy in `bytes`, which are kept if they are there already.
+ArrayView on_host(const ArrayView& array, const DeviceExchange* exchange,
+                  std::vector<std::byte>* bytes);
+
 // A copy of `rows` rows in the order row_of(0), row_of(1), ...
 class RowCopy {
  public:

@@ -29,16 +29,6 @@ MethodUpdates<T>::MethodUpdates(const Model& model, const Plan& plan, Engine<T>&
 template <class T>
 void MethodUpdates<T>::begin_fit(const FitSource& source) {
   source_ = source;
-  // Rows are selected on the host.
-  std::size_t next = 0;
-  for (ArrayView* array : {&source_->data.x, &source_->data.y, &source_->data.weights}) {
-    std::vector<std::byte>& rows = fetched_[next++];
-    if (!array->on_device()) continue;
-    rows.resize(array_bytes(array->rows, static_cast<std::size_t>(row_bytes_of(*array))));
-    engine_.exchange()->fetch(*array, rows.data());
-    *array = contiguous_view(*array, array->rows, rows.data());
-    array->memory = Memory::kHost;
-  }
 }
 
 template <class T>
@@ -64,14 +54,18 @@ bool MethodUpdates<T>::select(const Part& part, const Order& order, const Interr
     rows->index[static_cast<std::size_t>(r)] = all ? r : order(part.position + r);
   const std::vector<std::int64_t>& index = rows->index;
 
+  // Rows are selected on the host.
+  Data data = source_->data;
+  Data host;
   Batch batch;
-  batch.data = &source_->data;
+  batch.data = &host;
   batch.targets = source_->targets;
   batch.class_weights = source_->class_weights.empty() ? nullptr : &source_->class_weights;
   batch.rows = part.rows;
   batch.classes = plan_.out_features;
-  Data data = source_->data;
-  if (batch.weighted()) {
+  if (data.weights.present() || batch.class_weights != nullptr) {
+    host.y = on_host(data.y, engine_.exchange(), &fetched_[1]);
+    host.weights = on_host(data.weights, engine_.exchange(), &fetched_[2]);
     double total = 0.0;
     for (const std::int64_t row : index) {
       rows->weights.push_back(row_weight<T>(batch, row));
@@ -82,8 +76,10 @@ bool MethodUpdates<T>::select(const Part& part, const Order& order, const Interr
   }
   if (!all) {
     const auto row_of = [&](std::int64_t r) { return index[static_cast<std::size_t>(r)]; };
-    rows->x.emplace(source_->data.x, part.rows, row_of, model_.threads(), interrupt);
-    rows->y.emplace(source_->data.y, part.rows, row_of, model_.threads(), interrupt);
+    host.x = on_host(data.x, engine_.exchange(), &fetched_[0]);
+    host.y = on_host(data.y, engine_.exchange(), &fetched_[1]);
+    rows->x.emplace(host.x, part.rows, row_of, model_.threads(), interrupt);
+    rows->y.emplace(host.y, part.rows, row_of, model_.threads(), interrupt);
     data.x = rows->x->view();
     data.y = rows->y->view();
   }

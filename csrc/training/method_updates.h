@@ -56,8 +56,8 @@ class MethodUpdates {
   const Plan& plan_;
   Engine<T>& engine_;
   std::unique_ptr<minimize::Method> method_;
-  std::optional<FitSource> source_;                // in host memory
-  std::array<std::vector<std::byte>, 3> fetched_;  // x, y and weights that came on the device
+  std::optional<FitSource> source_;
+  std::array<std::vector<std::byte>, 3> fetched_;  // x, y and weights of the device, when needed
   std::unique_ptr<Rows> rows_;
   UpdateParts parts_;
   std::int64_t no_decrease_ = 0;

@@ -93,8 +93,11 @@ void check_rows(const Member& member) {
     expect<ValueError>(row >= 0 && row < member.data.x.rows, "[fit] expected rows in [0, ",
                        member.data.x.rows, "), got ", row);
   if (member.rows.empty() || !member.data.weights.present()) return;
+  std::vector<std::byte> fetched;
+  Data host;
+  host.weights = on_host(member.data.weights, member.model->exchange(), &fetched);
   Batch batch;
-  batch.data = &member.data;
+  batch.data = &host;
   const bool positive = std::any_of(member.rows.begin(), member.rows.end(), [&](std::int64_t row) {
     return row_weight<double>(batch, row) > 0.0;
   });
@@ -140,9 +143,12 @@ void check_members(std::vector<Member>& members, const Interrupt& interrupt) {
 
 FitResult fit_rows(const Member& member, const Interrupt& interrupt) {
   if (member.rows.empty()) return member.model->fit(member.data, member.options);
+  // Rows are chosen on the host.
   const auto chosen = [&](const ArrayView& array) {
+    std::vector<std::byte> fetched;
     return RowCopy(
-        array, static_cast<std::int64_t>(member.rows.size()),
+        on_host(array, member.model->exchange(), &fetched),
+        static_cast<std::int64_t>(member.rows.size()),
         [&](std::int64_t r) { return member.rows[static_cast<std::size_t>(r)]; },
         member.model->threads(), interrupt);
   };

@@ -35,7 +35,8 @@ TypedObjective<T>::TypedObjective(const Model& model, const Data& data,
       data_(data),
       threads_(model.threads()),
       step_(static_cast<std::uint64_t>(model.steps_done())) {
-  targets_ = check_data({plan_, "Objective", false, threads_, interrupt}, data_);
+  const DeviceExchange* const exchange = model.exchange();
+  targets_ = check_data({plan_, "Objective", false, threads_, interrupt, true, exchange}, data_);
   expect<ValueError>(!custom() || options_.custom_loss,
                      "[Objective] expected a loss callable for a model with a custom loss, got "
                      "none");
@@ -58,8 +59,12 @@ TypedObjective<T>::TypedObjective(const Model& model, const Data& data,
                     ? rows
                     : std::min(rows, round_up(asked > 0 ? asked : kChunkRows, kRowBlock));
 
+  // The total is summed on the host.
+  std::vector<std::byte> fetched;
+  Data host;
+  host.weights = on_host(data_.weights, exchange, &fetched);
   Batch all;
-  all.data = &data_;
+  all.data = &host;
   all.rows = rows;
   total_weight_ = static_cast<double>(rows);
   if (all.weighted()) {

@@ -918,7 +918,7 @@ class Model:
 
     def _values(self, where: str, name: str, values: ArrayLike, shape: tuple[int, ...]) -> Array:
         """`values` as a contiguous array of the model's dtype."""
-        array = _check.array(where, name, values)
+        array = _check.array(where, name, self._on_host(where, name, values))
         if array.dtype.kind not in "biuf":
             raise TypeError(
                 f"[{where}] expected {name} to hold real numbers, got dtype {array.dtype}"

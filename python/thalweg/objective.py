@@ -32,6 +32,8 @@ class Objective:
     "high" and "medium" models are those of `matmul_precision="highest"` here, so that derivatives
     are derivatives of the value.
 
+    Data of a model on "cuda" may lie on its GPU, where they are read; results are NumPy arrays.
+
     Vectors are flat, in the order of `Model.layout`. `theta` is where to evaluate; None is where
     the model's parameters are at the time of the call. Several products at one point cost less than
     the first, which runs the passes that all of them need.

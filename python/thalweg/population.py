@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from thalweg import _check, _core, _fit, losses, nn, optim
-from thalweg._core import CheckpointError, NonFiniteError
+from thalweg._core import CheckpointError, DeviceArray, NonFiniteError
 from thalweg._fit import History
 from thalweg.callbacks import EarlyStopping
 from thalweg.model import Model
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from thalweg.model import OnGpu
 
     Array = npt.NDArray[Any]
     ArrayLike = npt.ArrayLike
@@ -313,7 +315,8 @@ class Population:
         Parameters
         ----------
         x : array ``[rows, in_features]``, or a list of n of them
-            Shared by all networks, or own rows for each.
+            Shared by all networks, or own rows for each. Networks on "cuda" take x, y and
+            sample_weight from their GPU too.
         y : array ``[rows]`` or ``[rows, out_features]``, or a list of n of them
             As in `Model.fit`. A list of arrays always holds one for each network.
         rows : sequence of n index arrays or boolean masks, optional
@@ -443,7 +446,11 @@ class Population:
         metrics = _core.evaluate_members(self._cores, self._threads, arrays, size)
         return {name: np.array([row[name] for row in metrics]) for name in metrics[0]}
 
-    def predict(self, x: ArrayLike, *, batch_size: int = 1024) -> Array:
+    @overload
+    def predict(self, x: OnGpu, *, batch_size: int = ...) -> DeviceArray: ...
+    @overload
+    def predict(self, x: ArrayLike, *, batch_size: int = ...) -> Array: ...
+    def predict(self, x: Any, *, batch_size: int = 1024) -> Array | DeviceArray:
         """Raw outputs of every network: logits or values.
 
         Parameters
@@ -454,11 +461,17 @@ class Population:
         Returns
         -------
         array ``[n, rows, out_features]`` of the networks' dtype
+            A `DeviceArray` where x lies on the GPU.
         """
         size = _check.integer("predict", "batch_size", batch_size, 1)
-        return _core.predict_members(self._cores, self._threads, x, size, False)
+        out: Array | DeviceArray = _core.predict_members(self._cores, self._threads, x, size, False)
+        return out
 
-    def predict_proba(self, x: ArrayLike, *, batch_size: int = 1024) -> Array:
+    @overload
+    def predict_proba(self, x: OnGpu, *, batch_size: int = ...) -> DeviceArray: ...
+    @overload
+    def predict_proba(self, x: ArrayLike, *, batch_size: int = ...) -> Array: ...
+    def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array | DeviceArray:
         """Probabilities of every network; their mean over axis 0 is that of the ensemble.
 
         Parameters
@@ -469,6 +482,7 @@ class Population:
         Returns
         -------
         array ``[n, rows, out_features]``
+            A `DeviceArray` where x lies on the GPU.
 
         Raises
         ------
@@ -477,7 +491,8 @@ class Population:
         """
         self._models[0]._class_values("predict_proba")
         size = _check.integer("predict_proba", "batch_size", batch_size, 1)
-        return _core.predict_members(self._cores, self._threads, x, size, True)
+        out: Array | DeviceArray = _core.predict_members(self._cores, self._threads, x, size, True)
+        return out
 
     def best(
         self,

@@ -1,7 +1,9 @@
 // An objective on the device next to the CPU's, twice at each point, so that the second evaluation
-// comes out of a graph, and after calls that were interrupted.
+// comes out of a graph, and after calls that were interrupted. Data that are still on their way to
+// the device.
 #include "training/objective.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -10,6 +12,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cuda/resources.h"
 #include "kernel_test.h"
 
 namespace thalweg {
@@ -127,7 +130,29 @@ void test(const ObjectiveOptions& options, double bound) {
   }
 }
 
+// x arrives on the stream that the model names, while y lies on the host.
+void test_arrival() {
+  cuda::test::context = "arrival";
+  DataSet set;
+  const std::unique_ptr<Model> model =
+      Model::create(parse_description(description("float64")), "cuda", 1);
+  const Doubles theta = Random(5).normals<double>(model->num_parameters(), 0.3);
+  const double want = Objective::create(*model, set.data, {})->value(theta.data());
+  const auto size = static_cast<std::int64_t>(set.x.size());
+  const cuda::PinnedArray<double> from(size, "test");
+  const cuda::DeviceArray<double> x(size, "test");
+  std::copy(set.x.begin(), set.x.end(), from.data());
+  cuda::check(cudaMemcpyAsync(x.data(), from.data(), x.bytes(), cudaMemcpyHostToDevice,
+                              reinterpret_cast<cudaStream_t>(model->exchange()->stream())),
+              "test");
+  set.data.x.data = x.data();
+  set.data.x.memory = Memory::kCuda;
+  const double got = Objective::create(*model, set.data, {})->value(theta.data());
+  expect_that(got == want, "a loss of ", got, ", not ", want);
+}
+
 void tests() {
+  test_arrival();
   const ObjectiveOptions cases[] = {
       {.statistics = Statistics::kBatch, .custom_loss = {}},
       {.statistics = Statistics::kBatch, .dropout = true, .custom_loss = {}},
