@@ -9,12 +9,15 @@ import numpy as np
 
 from thalweg import minimize, optim
 
-from .base import Context, Experiment, Outcome
+from .base import Context, Experiment, Outcome, json_number
 
 _SIZE, _RANK, _MEASURED = 20, 2, 120
 _SCALES = (1.0, 0.1, 1e-3)
 _RATE = 1e-3
 _STEPS = 20000
+_LARGE_RATE = 60.0 * _RATE
+_ROWS_OF_A_TASK = 8
+_SEEN = 0.6
 
 
 def _factored(measure: Any, values: Any) -> Callable[[Any], tuple[float, Any]]:
@@ -26,6 +29,47 @@ def _factored(measure: Any, values: Any) -> Callable[[Any], tuple[float, Any]]:
         return 0.5 * float(r @ r), (slope + slope.T) @ u
 
     return function
+
+
+def _relative_error(matrix: Any, target: Any) -> float:
+    return float(np.linalg.norm(matrix - target) / np.linalg.norm(target))
+
+
+def _multitask(rng: Any, steps: int) -> tuple[float, float]:
+    """Errors of regressions that share two directions: factored, and each task by itself."""
+    target = rng.standard_normal((_SIZE, _RANK)) @ rng.standard_normal((_RANK, _SIZE))
+    x = rng.standard_normal((_SIZE, _ROWS_OF_A_TASK, _SIZE)) / np.sqrt(_ROWS_OF_A_TASK)
+    y = np.einsum("tri,it->tr", x, target)
+    alone = np.stack([np.linalg.pinv(a) @ b for a, b in zip(x, y, strict=True)], axis=1)
+
+    def function(factors: Any) -> tuple[float, Any]:
+        u, v = factors
+        r = np.einsum("tri,it->tr", x, u @ v.T) - y
+        slope = np.einsum("tr,tri->it", r, x)
+        return 0.5 * float(np.sum(r * r)), np.stack([slope @ v, slope.T @ u])
+
+    start = np.stack([_SCALES[-1] * np.eye(_SIZE)] * 2)
+    u, v = minimize(function, start, optim.SGD(5 * _RATE), max_iterations=steps, gtol=1e-12).x
+    return _relative_error(u @ v.T, target), _relative_error(alone, target)
+
+
+def _one_bit(rng: Any, target: Any, steps: int) -> float:
+    """Share of right signs among the entries that were not seen, by logistic loss on the rest."""
+    rows, columns = np.tril_indices(_SIZE)
+    seen = rng.random(len(rows)) < _SEEN
+    i, j, signs = rows[seen], columns[seen], np.sign(target[rows[seen], columns[seen]])
+
+    def function(u: Any) -> tuple[float, Any]:
+        z = signs * np.sum(u[i] * u[j], axis=1)
+        weight = -signs / (1.0 + np.exp(z))
+        slope = np.zeros((_SIZE, _SIZE))
+        np.add.at(slope, (i, j), weight)
+        return float(np.logaddexp(0.0, -z).sum()), (slope + slope.T) @ u
+
+    start = _SCALES[-1] * np.eye(_SIZE)
+    u = minimize(function, start, optim.SGD(10 * _RATE), max_iterations=steps // 4, gtol=0.0).x
+    k, m = rows[~seen], columns[~seen]
+    return float(np.mean(np.sign((u @ u.T)[k, m]) == np.sign(target[k, m])))
 
 
 def _nuclear(matrix: Any) -> float:
@@ -44,14 +88,14 @@ def run(context: Context) -> Outcome:
     steps = context.steps(_STEPS)
 
     def error(matrix: Any) -> float:
-        return float(np.linalg.norm(matrix - target) / np.linalg.norm(target))
+        return _relative_error(matrix, target)
 
     def direct(x: Any) -> tuple[float, Any]:
         r = measure @ x.ravel() - values
         return 0.5 * float(r @ r), (r @ measure).reshape(x.shape)
 
-    def descend(function: Any, start: Any, rate: float = _RATE) -> Any:
-        return minimize(function, start, optim.SGD(rate), max_iterations=steps, gtol=1e-12).x
+    def descend(function: Any, start: Any, rate: float = _RATE, count: int = steps) -> Any:
+        return minimize(function, start, optim.SGD(rate), max_iterations=count, gtol=1e-12).x
 
     plain = descend(direct, np.zeros_like(target), 1.0 / np.linalg.norm(measure, 2) ** 2)
     errors, nuclear = [], []
@@ -69,6 +113,16 @@ def run(context: Context) -> Outcome:
     seen = entries.reshape(_MEASURED, -1)
     u = descend(_factored(seen, seen @ target.ravel()), _SCALES[-1] * np.eye(_SIZE), 0.02)
     completion = error(u @ u.T)
+    with np.errstate(all="ignore"):  # some draws diverge at the large rate
+        u = descend(
+            _factored(measure, values),
+            _SCALES[-1] * np.eye(_SIZE),
+            _LARGE_RATE,
+            max(1, round(steps * _RATE / _LARGE_RATE)),
+        )
+        large = error(u @ u.T)
+    multitask, alone = _multitask(rng, steps)
+    signs = _one_bit(rng, target, steps)
     passed = (
         error(plain) > 0.5
         and errors[-1] < 0.01
@@ -87,13 +141,19 @@ def run(context: Context) -> Outcome:
     listed = ", ".join(f"{e:.2g}" for e in errors)
     return Outcome(
         f"relative error {error(plain):.2f} directly; {listed} factored from alpha = 1, 0.1, 0.001 "
-        f"(nuclear norm {nuclear[-1]:.4f} of the target's); completion {completion:.2g}",
+        f"(nuclear norm {nuclear[-1]:.4f} of the target's), {large:.2g} at {_LARGE_RATE / _RATE:g} "
+        f"times the rate; completion {completion:.2g}; multitask {multitask:.2g} ({alone:.2g} task "
+        f"by task); 1-bit completion: {100 * signs:.0f} % of the signs not seen",
         {
             "direct": error(plain),
             "alpha": list(_SCALES),
             "errors": errors,
             "nuclear": nuclear,
             "completion": completion,
+            "large_rate": json_number(large),
+            "multitask": multitask,
+            "task_by_task": alone,
+            "one_bit_signs": signs,
         },
         passed,
         draw,
@@ -107,8 +167,9 @@ EXPERIMENT = Experiment(
     "measurements than it has entries, the better the smaller alpha; on X itself it does not.",
     "Gunasekar, Woodworth, Bhojanapalli, Neyshabur, Srebro, Implicit regularization in matrix "
     "factorization, 2017",
-    "20 x 20 of rank 2, 120 Gaussian measurements, rate 0.001, 20,000 steps, float64; completion "
-    "from 120 of 210 entries is reported",
+    "20 x 20 of rank 2, 120 Gaussian measurements, rate 0.001, 20,000 steps, float64; reported: "
+    "60 times the rate, completion from 120 of 210 entries, U V' for 20 regressions with 8 "
+    "rows of 20 features each, and completion of signs from 60 % of them by logistic loss",
     "direct error > 0.5; at alpha = 0.001 error < 0.01, nuclear norm within 1 % of the target's; "
     "error falls with alpha",
     run,
