@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pytest
 import thalweg as tw
 from support import assert_same, assert_same_in_threads, snapshot
-from thalweg import _core, nn, optim
+from thalweg import _core, callbacks, nn, optim
 
 pytestmark = pytest.mark.skipif(
     not _core.information()["cuda_available"], reason="needs a GPU, or a build that emulates CUDA"
@@ -144,6 +145,49 @@ def test_training_agrees_with_the_cpu() -> None:
         )  # fmt: skip
     np.testing.assert_allclose(models[1].parameters, models[0].parameters, rtol=0, atol=1e-12)
     assert models[0]._core.batches_tracked() == models[1]._core.batches_tracked()
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_norms_of_gradients(precision: str) -> None:
+    """Products leave their squares: of an update's minibatches together, of what moves alone."""
+    x, y = data(600, 40)
+    layers = [nn.Dense(70), nn.Tanh(), nn.Dense(33), nn.Tanh(), nn.Dense(4)]
+
+    def frozen(*patterns: str) -> optim.SGD:
+        return optim.SGD(0.1, groups=[optim.Group(p, frozen=True) for p in patterns])
+
+    def moving(model: tw.Model, patterns: tuple[str, ...]) -> Array:
+        parts = [
+            np.full(shape, not any(fnmatch(name, p) for p in patterns)).ravel()
+            for name, _, shape in model.layout()
+        ]
+        return np.concatenate(parts)
+
+    def norms(*cases: tuple[str, ...]) -> list[float]:
+        model = tw.Model(
+            layers, 40, optimizer=frozen(), clip_norm=0.5, device="cuda", matmul_precision=precision
+        )
+        seen = []
+        for patterns in cases:
+            model.set_optimizer(frozen(*patterns))
+            for batch_size, accumulate in ((600, 1), (250, 3)):
+                gradient = model.loss_and_grad(x, y)[1]
+                watch = callbacks.LambdaCallback(
+                    on_step=lambda m, step, logs: seen.append(logs["gradient_norm"])
+                )
+                model.fit(
+                    x, y, batch_size=batch_size, accumulate=accumulate, callbacks=[watch],
+                    verbose=False,
+                )  # fmt: skip
+                limit = 1e-5 if precision == "highest" else 0.02
+                want = np.linalg.norm(gradient[moving(model, patterns)])
+                assert seen[-1] == pytest.approx(want, rel=limit), patterns
+        return seen
+
+    weights, tail = ("*.weight",), ("layers.2.*", "layers.4.*")
+    first = norms((), ("layers.2.weight",), ("*.bias",), weights, tail)
+    assert len(first) == 10
+    assert norms(()) == first[:2]
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -198,8 +198,8 @@ MUTANTS = [
         name="gradient_of_the_last_part",
         fault="wrong rows",
         file="training/cuda_update.cpp",
-        old="return {state_.data(), gradients_.data(), minibatch.first_row > 0};",
-        new="return {state_.data(), gradients_.data(), false};",
+        old="return {state_.data(), gradients_.data(), minibatch.first_row > 0, squares_.data()};",
+        new="return {state_.data(), gradients_.data(), false, squares_.data()};",
         test="test_cuda.py::test_training_agrees_with_the_cpu",
     ),
     EngineMutant(
@@ -344,13 +344,26 @@ MUTANTS = [
         name="gradients_are_not_looked_at",
         fault="failed update",
         file="training/cuda_update.cpp",
-        old="cuda::gradient_norm(\n"
-        "        gradients_.data(), gradients_.size(), slots_.groups(),\n"
-        "        plan_.description.clip_norm.value_or(std::numeric_limits<double>::infinity()), "
-        "state,\n"
-        "        scratch, stream_);",
+        old="cuda::gradient_norm(norm, scratch, stream_);",
         new="",
         test="test_training.py::test_check_finite_gradients_keeps_the_whole_update_back",
+    ),
+    EngineMutant(
+        name="squares_of_what_moves_no_more",
+        fault="wrong state",
+        file="training/cuda_engine.cpp",
+        old="clear(squares_, stream_);",
+        new="",
+        test="test_cuda.py::test_norms_of_gradients[highest]",
+    ),
+    EngineMutant(
+        name="norm_of_frozen_vectors",
+        fault="wrong rule",
+        file="training/cuda_engine.cpp",
+        old="plan.tensors[t].is_weight() || rules.frozen(static_cast<int>(t))",
+        new="plan.tensors[t].is_weight()",
+        kind="expression",
+        test="test_cuda.py::test_norms_of_gradients[highest]",
     ),
     EngineMutant(
         name="dropout_is_to_blame",

@@ -205,8 +205,8 @@ TW_KERNEL void optimizer_theta_kernel(const OptimizerTheta<T> problem) {
 
 template <class T>
 TW_KERNEL_BOUNDS(kNormThreads, 4)
-void gradient_norm_kernel(const T* g, std::int64_t count, ParameterGroups groups, double clip_norm,
-                          StepState* state, double* partials, unsigned* ticket) {
+void gradient_norm_kernel(const GradientNorm<T> problem, double* partials, unsigned* ticket) {
+  const std::int64_t count = problem.block_count * kGroupBlock;
   const std::int64_t chunks = ceil_div(count, kNormChunk);
   for (std::int64_t chunk = block_index().x; chunk < chunks; chunk += grid_size().x) {
     Quad<T> x[kNormQuadsPerThread];
@@ -214,8 +214,9 @@ void gradient_norm_kernel(const T* g, std::int64_t count, ParameterGroups groups
     for (int u = 0; u < kNormQuadsPerThread; ++u) {
       const std::int64_t at = chunk * kNormChunk + (u * kNormThreads + thread_index().x) * kQuad;
       x[u] = {};
-      if (at >= count || groups.frozen[groups.of_block[at / kGroupBlock]] != 0) continue;
-      x[u] = load_quad(g + at);
+      if (at >= count) continue;
+      const std::int64_t block = problem.blocks[at / kGroupBlock];
+      x[u] = load_quad(problem.g + block * kGroupBlock + at % kGroupBlock);
     }
     double sum[1] = {0.0};
     TW_UNROLL
@@ -234,11 +235,15 @@ void gradient_norm_kernel(const T* g, std::int64_t count, ParameterGroups groups
   for (std::int64_t chunk = thread_index().x; chunk < chunks; chunk += kNormThreads) {
     total[0] += partials[chunk];
   }
+  for (std::int64_t i = thread_index().x; i < problem.sum_count; i += kNormThreads) {
+    total[0] += problem.sums[i];
+  }
   block_sums<kNormThreads>(total);
   if (thread_index().x != 0) return;
+  StepState* const state = problem.state;
   state->squares = total[0];
   if (is_finite(total[0])) {
-    state->gradient_factor = clip_scale(total[0], clip_norm);
+    state->gradient_factor = clip_scale(total[0], problem.clip_norm);
   } else if (updates_model(*state)) {
     state->status = StepStatus::kGradientNotFinite;
   }
@@ -277,19 +282,19 @@ void advance_step(StepState* state, std::int64_t rows, cudaStream_t stream) {
          {.operation = "advance_step", .grid = 1, .block = 1, .stream = stream}, state, rows);
 }
 
-std::size_t gradient_norm_scratch_bytes(std::int64_t count) {
-  return sizeof(double) * static_cast<std::size_t>(ceil_div(count, kNormChunk));
+std::size_t gradient_norm_scratch_bytes(std::int64_t block_count) {
+  return sizeof(double) * static_cast<std::size_t>(ceil_div(block_count * kGroupBlock, kNormChunk));
 }
 
 template <class T>
-void gradient_norm(const T* g, std::int64_t count, const ParameterGroups& groups, double clip_norm,
-                   StepState* state, const Scratch& scratch, cudaStream_t stream) {
+void gradient_norm(const GradientNorm<T>& problem, const Scratch& scratch, cudaStream_t stream) {
+  const std::int64_t chunks = ceil_div(problem.block_count * kGroupBlock, kNormChunk);
   launch(gradient_norm_kernel<T>,
          {.operation = kNormOperation,
-          .grid = strided_blocks(ceil_div(count, kNormChunk), 4, kNormOperation),
+          .grid = strided_blocks(chunks, 4, kNormOperation),
           .block = kNormThreads,
           .stream = stream},
-         g, count, groups, clip_norm, state, static_cast<double*>(scratch.memory), scratch.tickets);
+         problem, static_cast<double*>(scratch.memory), scratch.tickets);
 }
 
 template <class T>
@@ -313,10 +318,9 @@ void optimizer_theta(const OptimizerTheta<T>& problem, cudaStream_t stream) {
   });
 }
 
-#define TW_INSTANTIATE(T)                                                                         \
-  template void optimizer_step(const OptimizerStep<T>&, const Scratch&, cudaStream_t);            \
-  template void gradient_norm(const T*, std::int64_t, const ParameterGroups&, double, StepState*, \
-                              const Scratch&, cudaStream_t);                                      \
+#define TW_INSTANTIATE(T)                                                              \
+  template void optimizer_step(const OptimizerStep<T>&, const Scratch&, cudaStream_t); \
+  template void gradient_norm(const GradientNorm<T>&, const Scratch&, cudaStream_t);   \
   template void optimizer_theta(const OptimizerTheta<T>&, cudaStream_t);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

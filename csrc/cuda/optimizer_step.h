@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "cuda/runtime.h"
 #include "cuda/scratch.h"
@@ -52,12 +53,22 @@ void optimizer_step(const OptimizerStep<T>& problem, const Scratch& scratch, cud
 // Moves the state on to the next update, as cuda/step_state.h says; `rows` of the update.
 void advance_step(StepState* state, std::int64_t rows, cudaStream_t stream);
 
-// state->squares of the groups that are not frozen, and the factor that clips their norm to
-// clip_norm (infinity: never). A sum that is not finite fails the step.
-std::size_t gradient_norm_scratch_bytes(std::int64_t count);
+// state->squares and the factor that clips their root to clip_norm. Most of the gradient need not
+// be read for it: products have left the sums of squares of what they made. A sum that is not
+// finite fails the step.
 template <class T>
-void gradient_norm(const T* g, std::int64_t count, const ParameterGroups& groups, double clip_norm,
-                   StepState* state, const Scratch& scratch, cudaStream_t stream);
+struct GradientNorm {
+  const double* sums = nullptr;  // [sum_count]
+  std::int64_t sum_count = 0;
+  const T* g = nullptr;
+  const std::int32_t* blocks = nullptr;  // [block_count]: those of kGroupBlock elements to read
+  std::int64_t block_count = 0;
+  double clip_norm = std::numeric_limits<double>::infinity();
+  StepState* state = nullptr;
+};
+std::size_t gradient_norm_scratch_bytes(std::int64_t block_count);
+template <class T>
+void gradient_norm(const GradientNorm<T>& problem, const Scratch& scratch, cudaStream_t stream);
 
 // theta of the look-ahead methods from the stored p and the coefficients [groups][kMaxCoefficients]
 // of the last update; a copy for the others.

@@ -305,6 +305,7 @@ void CudaBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& 
   product.x = x;
   product.dw = parameters_.layout.matrix(plan_, tensor, arena);
   product.accumulate = accumulate;
+  if (results_.squares != nullptr) product.squares = results_.squares + tensor;
   run(cuda::scratch_bytes(product), [&](const cuda::Scratch& scratch) {
     product.scratch = scratch;
     cuda::dense_weight_gradient(product, stream_);
@@ -376,7 +377,9 @@ std::size_t CudaBackend<T>::scratch_bytes(const Plan& plan, const CudaParameters
   const std::int64_t capacity = workspace.rows();
   const bool gradients = workspace.has_gradients();
   CudaResults<T> results;
+  std::vector<double> squares(plan.tensors.size());
   results.gradients = gradients ? parameters.values.data() : nullptr;  // nothing is launched
+  results.squares = squares.data();
   std::size_t most = 0;
   const auto size = [&](std::int64_t rows) {
     workspace.set_rows(rows);

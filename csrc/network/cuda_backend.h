@@ -33,6 +33,9 @@ struct CudaResults {
   cuda::StepState* state = nullptr;
   T* gradients = nullptr;   // arena of the parameters' gradients; null: not wanted
   bool accumulate = false;  // add to the gradients and to the loss's sums: they hold earlier rows'
+  // By tensor: of each weight's gradient the sum of squares, accumulated parts together; null: not
+  // wanted.
+  double* squares = nullptr;
 };
 
 template <class T>

@@ -35,6 +35,16 @@ CudaEngine<T>::Slots::Slots(const Plan& plan, const CudaLayout& layout,
   std::vector<std::uint8_t> still;
   for (int g = 0; g < rules.groups(); ++g) still.push_back(rules.group_frozen(g) ? 1 : 0);
   cuda::upload(still.data(), frozen.data(), frozen.size(), stream, kOperation);
+  std::vector<std::int32_t> blocks;
+  for (std::size_t t = 0; t < plan.tensors.size(); ++t) {
+    if (plan.tensors[t].is_weight() || rules.frozen(static_cast<int>(t))) continue;
+    const std::int64_t first = layout.tensors[t].offset / kGroupBlock;
+    for (std::int64_t b = 0; b < layout.tensors[t].padded / kGroupBlock; ++b)
+      blocks.push_back(static_cast<std::int32_t>(first + b));
+  }
+  vector_blocks =
+      cuda::DeviceArray<std::int32_t>(static_cast<std::int64_t>(blocks.size()), kOperation);
+  cuda::upload(blocks.data(), vector_blocks.data(), vector_blocks.size(), stream, kOperation);
 }
 
 template <class T>
@@ -58,6 +68,9 @@ CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
     average_weights_ = cuda::DeviceArray<double>(kRunUpdates, kOperation);
     host_average_weights_ = cuda::PinnedArray<double>(kRunUpdates, kOperation);
   }
+  if (keeps_gradients())
+    squares_ =
+        cuda::DeviceArray<double>(static_cast<std::int64_t>(plan.tensors.size()), kOperation);
   lr_.resize(kRunUpdates);
   update_weights_ = cuda::PinnedArray<double>(2 * kRunUpdates, kOperation);
   pool_.reserve(kPooledLanes);
@@ -169,6 +182,8 @@ template <class T>
 void CudaEngine<T>::set_optimizer(const OptimizerDescription& optimizer) {
   const cuda::DeviceScope scope(device_);
   slots_ = Slots(plan_, parameters_.layout, optimizer, stream_);
+  clear(squares_, stream_);
+  stream_.synchronize(kOperation);
   coefficients_ = {};  // for another number of groups
   steps_.clear();
 }

@@ -81,6 +81,7 @@ class CudaEngine final : public Engine<T> {
     OptimizerRules rules;
     std::array<cuda::DeviceArray<T>, kMaxSlots> values;
     cuda::DeviceArray<std::uint8_t> group_of_block, frozen;
+    cuda::DeviceArray<std::int32_t> vector_blocks;  // of tensors that move and are no weights
 
     Slots(const Plan& plan, const CudaLayout& layout, const OptimizerDescription& description,
           cudaStream_t stream);
@@ -213,7 +214,8 @@ class CudaEngine final : public Engine<T> {
   CudaParameters<T> parameters_;
   Slots slots_;
   cuda::DeviceArray<T> average_;
-  cuda::DeviceArray<T> gradients_;  // an arena like the parameters'
+  cuda::DeviceArray<T> gradients_;     // an arena like the parameters'
+  cuda::DeviceArray<double> squares_;  // see CudaResults; zero where nothing moves
 
   // Of training, kept between steps.
   std::optional<Fit> fit_;

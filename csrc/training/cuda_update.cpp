@@ -94,8 +94,9 @@ cuda::DeviceArray<T> CudaEngine<T>::take_gradients(cuda::Region* region) const {
 template <class T>
 std::unique_ptr<CudaWorkspace<T>> CudaEngine<T>::take_workspace(std::int64_t rows,
                                                                 cuda::Region* region) const {
-  const std::size_t scratch = std::max(cuda::gather_targets_scratch_bytes(rows),
-                                       cuda::gradient_norm_scratch_bytes(parameters_.layout.size));
+  const std::size_t scratch =
+      std::max(cuda::gather_targets_scratch_bytes(rows),
+               cuda::gradient_norm_scratch_bytes(parameters_.layout.size / kGroupBlock));
   return std::make_unique<CudaWorkspace<T>>(plan_, parameters_, rows, true, scratch, region);
 }
 
@@ -343,7 +344,7 @@ Pass CudaEngine<T>::training_pass(const Minibatch& minibatch) const {
 
 template <class T>
 CudaResults<T> CudaEngine<T>::training_results(const Minibatch& minibatch) const {
-  return {state_.data(), gradients_.data(), minibatch.first_row > 0};
+  return {state_.data(), gradients_.data(), minibatch.first_row > 0, squares_.data()};
 }
 
 template <class T>
@@ -409,11 +410,17 @@ template <class T>
 void CudaEngine<T>::queue_finish(std::int64_t rows, bool whole) {
   cuda::StepState* state = state_.data();
   const cuda::Scratch scratch = workspace_->scratch();
-  if (keeps_gradients())
-    cuda::gradient_norm(
-        gradients_.data(), gradients_.size(), slots_.groups(),
-        plan_.description.clip_norm.value_or(std::numeric_limits<double>::infinity()), state,
-        scratch, stream_);
+  if (keeps_gradients()) {
+    cuda::GradientNorm<T> norm;
+    norm.sums = squares_.data();
+    norm.sum_count = squares_.size();
+    norm.g = gradients_.data();
+    norm.blocks = slots_.vector_blocks.data();
+    norm.block_count = slots_.vector_blocks.size();
+    norm.clip_norm = plan_.description.clip_norm.value_or(norm.clip_norm);
+    norm.state = state;
+    cuda::gradient_norm(norm, scratch, stream_);
+  }
   if (plan_.has_batch_norm() && whole) {
     CudaBackend<T> backend(plan_, parameters_, *workspace_, {}, stream_);
     Pass pass;

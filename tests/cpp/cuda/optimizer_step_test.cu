@@ -123,7 +123,7 @@ struct Case {
         coefficients(kRows * kGroups * kMaxCoefficients),
         average_weights(std::vector<double>{1.0, 0.5, 0.0, 0.25}),
         state(std::vector<StepState>{running_state()}),
-        scratch(gradient_norm_scratch_bytes(count)) {
+        scratch(gradient_norm_scratch_bytes(blocks)) {
     for (int64_t b = 0; b < blocks; ++b) group.push_back(static_cast<std::uint8_t>(b % kGroups));
     group_of_block.upload(group);
     hyper.assign(kGroups, default_hyper(id));
@@ -297,24 +297,43 @@ void test_no_update() {
   }
 }
 
+// Of the blocks that move, every fourth has left its sum of squares; the others are read.
 template <class T>
 void test_norm(int64_t blocks, double clip_norm) {
   Case<T> c(kOptimizerSgd, blocks);
   context = concat("norm of ", blocks, " blocks", sizeof(T) == 4 ? " float32" : " float64");
   std::vector<T> gradient = Random(8).normals<T>(c.count);
+  std::vector<double> sums;
+  std::vector<std::int32_t> read;
   double squares = 0;
-  for (std::size_t i = 0; i < gradient.size(); ++i) {
-    if (c.group_of(i) == 2)
-      gradient[i] = static_cast<T>(std::nan(""));  // frozen: not looked at
-    else
-      squares += static_cast<double>(gradient[i]) * static_cast<double>(gradient[i]);
+  for (int64_t b = 0; b < blocks; ++b) {
+    T* const block = gradient.data() + b * kGroupBlock;
+    double own = 0;
+    for (int64_t i = 0; i < kGroupBlock; ++i) own += double{block[i]} * double{block[i]};
+    const bool moves = c.group[static_cast<std::size_t>(b)] != 2;
+    if (moves) squares += own;
+    if (moves && b % 4 != 3) {
+      read.push_back(static_cast<std::int32_t>(b));
+      continue;
+    }
+    if (moves) sums.push_back(own);
+    std::fill_n(block, kGroupBlock, static_cast<T>(std::nan("")));
   }
   c.g.upload(gradient);
-  const ParameterGroups groups{c.group_of_block.data(), c.frozen.data(), Case<T>::kGroups};
+  DeviceArray<double> left(sums);
+  DeviceArray<std::int32_t> list(read);
+  const GradientNorm<T> problem{
+      .sums = left.data(),
+      .sum_count = static_cast<int64_t>(sums.size()),
+      .g = c.g.data(),
+      .blocks = list.data(),
+      .block_count = static_cast<int64_t>(read.size()),
+      .clip_norm = clip_norm,
+      .state = c.state.data(),
+  };
   double first = 0;
   for (int replay = 0; replay < 3; ++replay) {
-    gradient_norm(c.g.data(), c.count, groups, clip_norm, c.state.data(), c.scratch.scratch(),
-                  nullptr);
+    gradient_norm(problem, c.scratch.scratch(), nullptr);
     const StepState state = c.state.download()[0];
     const double factor = std::sqrt(squares) > clip_norm ? clip_norm / std::sqrt(squares) : 1;
     expect_close("squares", std::vector<double>{state.squares}, {squares}, 1e-13 * squares);
@@ -326,10 +345,28 @@ void test_norm(int64_t blocks, double clip_norm) {
   }
   gradient[1] = std::numeric_limits<T>::infinity();
   c.g.upload(gradient);
-  gradient_norm(c.g.data(), c.count, groups, clip_norm, c.state.data(), c.scratch.scratch(),
-                nullptr);
+  gradient_norm(problem, c.scratch.scratch(), nullptr);
   expect_that(c.state.download()[0].status == StepStatus::kGradientNotFinite,
               "a gradient that is not finite passed");
+}
+
+// Weights alone move.
+template <class T>
+void test_norm_of_sums() {
+  Case<T> c(kOptimizerSgd, 1);
+  context = "norm of sums";
+  for (const double last : {9.0, std::nan("")}) {
+    DeviceArray<double> sums(std::vector<double>{16.0, 0.0, last});
+    const GradientNorm<T> problem{
+        .sums = sums.data(), .sum_count = 3, .clip_norm = 1.0, .state = c.state.data()};
+    gradient_norm(problem, c.scratch.scratch(), nullptr);
+    const StepState state = c.state.download()[0];
+    if (last == 9.0)
+      expect_that(state.squares == 25.0 && state.gradient_factor == 0.2, "squares ", state.squares);
+    else
+      expect_that(state.status == StepStatus::kGradientNotFinite,
+                  "a sum that is not finite passed");
+  }
 }
 
 template <class T>
@@ -343,6 +380,7 @@ void test_all() {
     test_norm<T>(blocks, 1.0);
     test_norm<T>(blocks, std::numeric_limits<double>::infinity());
   }
+  test_norm_of_sums<T>();
 }
 
 void tests() {

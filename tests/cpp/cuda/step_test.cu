@@ -38,6 +38,7 @@ struct Step {
         s1(std::vector<float>(kCount, 0.0f)),
         groups(std::vector<std::uint8_t>(kCount / kGroupBlock, 0)),
         frozen(std::vector<std::uint8_t>{0}),
+        blocks(std::vector<std::int32_t>{0, 1, 2, 3}),
         coefficients(kSteps * kMaxCoefficients),
         state(1),
         scratch(1 << 16) {
@@ -104,7 +105,13 @@ struct Step {
 
     const ParameterGroups all{groups.data(), frozen.data(), 1};
     const float* const g = gradient.matrix().data;
-    gradient_norm(g, kCount, all, 0.05, state.data(), scratch.scratch(), stream);
+    GradientNorm<float> clip;
+    clip.g = g;
+    clip.blocks = blocks.data();
+    clip.block_count = blocks.size();
+    clip.clip_norm = 0.05;
+    clip.state = state.data();
+    gradient_norm(clip, scratch.scratch(), stream);
     OptimizerStep<float> update;
     update.optimizer = kOptimizerAdam;
     update.state = state.data();
@@ -130,6 +137,7 @@ struct Step {
   DeviceArray<int64_t> batches;
   DeviceArray<float> p, s0, s1;
   DeviceArray<std::uint8_t> groups, frozen;
+  DeviceArray<std::int32_t> blocks;
   DeviceArray<double> coefficients;
   DeviceArray<StepState> state;
   TestScratch scratch;
