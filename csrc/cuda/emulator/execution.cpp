@@ -22,6 +22,7 @@ constexpr std::int64_t kParallelThreads = 8192;
 std::atomic<std::uint64_t> launches_{0};
 std::atomic<std::uint64_t> matrix_rows_{0};
 std::atomic<std::uint64_t> matrix_conflicts_{0};
+std::atomic<std::uint64_t> multiply_adds_{0};
 
 }  // namespace
 
@@ -30,11 +31,18 @@ void count_matrix_phases(std::uint64_t phases, std::uint64_t conflicts) {
   matrix_conflicts_.fetch_add(conflicts, std::memory_order_relaxed);
 }
 
-Counters counters() { return {matrix_rows_.load(), matrix_conflicts_.load()}; }
+void count_multiply_adds(std::uint64_t count) {
+  multiply_adds_.fetch_add(count, std::memory_order_relaxed);
+}
+
+Counters counters() {
+  return {matrix_rows_.load(), matrix_conflicts_.load(), multiply_adds_.load()};
+}
 
 void reset_counters() {
   matrix_rows_ = 0;
   matrix_conflicts_ = 0;
+  multiply_adds_ = 0;
 }
 
 std::optional<Fault> run_grid(const Launch& launch) {

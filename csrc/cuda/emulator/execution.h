@@ -146,6 +146,7 @@ std::optional<Fault> run_grid(const Launch& launch);
 struct Counters {
   std::uint64_t matrix_rows = 0;       // 8-row phases of ldmatrix and stmatrix
   std::uint64_t matrix_conflicts = 0;  // further phases that bank conflicts cost
+  std::uint64_t multiply_adds = 0;     // of mma.sync
 };
 Counters counters();
 void reset_counters();
@@ -215,5 +216,6 @@ void async_commit();
 void async_wait(int keep);
 
 void count_matrix_phases(std::uint64_t phases, std::uint64_t conflicts);
+void count_multiply_adds(std::uint64_t count);
 
 }  // namespace thalweg::emulator

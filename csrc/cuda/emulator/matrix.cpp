@@ -145,6 +145,7 @@ void combine_multiply(void* const* operands, std::uint32_t, const Site&) {
     for (int i = 0; i < 4; ++i)
       d[group + 8 * (i / 2)][2 * member + i % 2] = static_cast<double>(own.d[i]);
   }
+  count_multiply_adds(16 * 8 * depth);
   constexpr int kBlock = type == MmaType::kTFloat32 ? 4 : 8;
   for (int row = 0; row < 16; ++row) {
     double* const sums = d[row];

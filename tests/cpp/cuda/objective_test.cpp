@@ -1,6 +1,7 @@
 // An objective on the device next to the CPU's, twice at each point, so that the second evaluation
 // comes out of a graph, and after calls that were interrupted. Data that are still on their way to
-// the device.
+// the device. What products with second derivatives cost, in multiply-adds that the emulator
+// counts.
 #include "training/objective.h"
 
 #include <algorithm>
@@ -12,6 +13,9 @@
 #include <vector>
 
 #include "core/error.h"
+#if defined(TW_CUDA_EMULATED)
+#include "cuda/emulator/execution.h"
+#endif
 #include "cuda/resources.h"
 #include "kernel_test.h"
 
@@ -151,8 +155,62 @@ void test_arrival() {
   expect_that(got == want, "a loss of ", got, ", not ", want);
 }
 
+#if defined(TW_CUDA_EMULATED)
+// A network whose products are whole tiles of the tensor cores.
+void test_cost(bool norm) {
+  constexpr std::int64_t kWidth = 64, kBatch = 128, kHidden = 3;
+  cuda::test::context = norm ? "cost, batch norm" : "cost";
+  std::string layers;
+  for (int i = 0; i < kHidden; ++i)
+    layers += concat(R"({"type": "dense", "units": )", kWidth, "}, ",
+                     norm ? R"({"type": "batch_norm"}, )" : "", R"({"type": "tanh"}, )");
+  const std::string text = concat(
+      R"({"in_features": )", kWidth, R"(, "layers": [)", layers, R"({"type": "dense", "units": )",
+      kWidth, R"(}], "loss": {"type": "cross_entropy"}, "optimizer": {"type": "sgd"}})");
+  const std::unique_ptr<Model> model = Model::create(parse_description(text), "cuda", 1);
+  const Doubles x = Random(1).normals<double>(kBatch * kWidth);
+  std::vector<std::int64_t> y;
+  for (std::int64_t r = 0; r < kBatch; ++r) y.push_back(r % kWidth);
+  Data data;
+  data.x = ArrayView::matrix(x.data(), kBatch, kWidth);
+  data.y = ArrayView::vector(y.data(), kBatch);
+  const std::unique_ptr<Objective> objective = Objective::create(*model, data, {});
+  const std::int64_t size = objective->dimension();
+  const Doubles theta = Random(2).normals<double>(size, 0.1);
+  const Doubles v = Random(3).normals<double>(size);
+  Doubles out(static_cast<std::size_t>(size));
+  // Products of one layer that a call takes: float32 is six of bfloat16.
+  const auto counted = [&](const auto& call) {
+    emulator::reset_counters();
+    call();
+    return static_cast<double>(emulator::counters().multiply_adds) / (6 * kBatch * kWidth * kWidth);
+  };
+  const auto gradient = [&] { objective->value_and_gradient(theta.data(), out.data()); };
+  const auto hessian = [&] { objective->hessian_product(theta.data(), v.data(), out.data()); };
+  const auto expect_count = [](const char* what, double got, double in_first, double in_others) {
+    const double want = in_first + kHidden * in_others;
+    expect_that(got == want, what, " takes ", got, " products, not ", want);
+  };
+  const double of_gradient = counted(gradient);
+  const double of_hessian = counted(hessian);
+  expect_count("a gradient", of_gradient, 2, 3);
+  expect_count("a Hessian product", of_hessian, 3, 8);
+  expect_that(of_hessian <= 3.5 * of_gradient, "a Hessian product takes ", of_hessian / of_gradient,
+              " gradients");
+  expect_count("the next gradient", counted(gradient), 2, 3);
+  expect_count("the next Hessian product", counted(hessian), 2, 6);
+  expect_count(
+      "a Gauss-Newton product",
+      counted([&] { objective->gauss_newton_product(theta.data(), v.data(), out.data()); }), 2, 4);
+}
+#endif
+
 void tests() {
   test_arrival();
+#if defined(TW_CUDA_EMULATED)
+  test_cost(false);
+  test_cost(true);
+#endif
   const ObjectiveOptions cases[] = {
       {.statistics = Statistics::kBatch, .custom_loss = {}},
       {.statistics = Statistics::kBatch, .dropout = true, .custom_loss = {}},
