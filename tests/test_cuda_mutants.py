@@ -49,6 +49,7 @@ FAULTS = {
     "wrong fragment": "ldmatrix brings other rows than mma.sync wants, or no transpose",
     "promotion dropped": "a sum of products grows too long for its precision, or is lost",
     "wrong arrivals": "the last block to arrive is not the last one",
+    "early exit": "a block leaves its cluster while the others read its shared memory",
 }
 
 MUTANTS = [
@@ -234,6 +235,24 @@ MUTANTS = [
         file="cuda/gemm_epilogue.h",
         old="column_moments<S>(slab.data + c, place.rows, weights, weight)",
         new="column_moments<S>(slab.data + c, S::kRows, weights, weight)",
+        program="gemm_test",
+        kind="expression",
+    ),
+    KernelMutant(
+        name="statistics_without_a_shift",
+        fault="wrong rule",
+        file="cuda/gemm_epilogue.h",
+        old="T shift = column[0];\n  Moments moments{};\n  TW_NO_UNROLL\n  for (int pass = 0;",
+        new="T shift = T(0);\n  Moments moments{};\n  TW_NO_UNROLL\n  for (int pass = 1;",
+        program="gemm_test",
+        kind="text",
+    ),
+    KernelMutant(
+        name="squares_of_the_first_tiles",
+        fault="wrong arrivals",
+        file="cuda/gemm_epilogue.h",
+        old="arrives_last(task.squares_ticket, tiles)",
+        new="arrives_last(task.squares_ticket, tiles > 1 ? tiles - 1 : 1)",
         program="gemm_test",
         kind="expression",
     ),
@@ -584,6 +603,16 @@ MUTANTS = [
         old="sync_cluster();\n\n  const double total = total_weight(weights, z.rows);",
         new="sync_block();\n\n  const double total = total_weight(weights, z.rows);",
         program="batch_norm_test",
+        kind="text",
+    ),
+    KernelMutant(
+        name="slab_leaves_its_cluster_early",
+        fault="early exit",
+        file="cuda/batch_norm.cu",
+        old="load_quad(slab.element(0, row, own_lane)));\n    });\n  }\n  wait_cluster();",
+        new="load_quad(slab.element(0, row, own_lane)));\n    });\n  }",
+        program="batch_norm_test",
+        caught=r"distributed shared memory: block .* has exited",
         kind="text",
     ),
     KernelMutant(
