@@ -350,6 +350,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: landscape.eigenpairs(F, n=3), ValueError, "no n with an objective"),
     (lambda: landscape.eigenpairs(lambda v: v, n=3, theta=[1.0]), ValueError, "neither theta"),
     (lambda: landscape.eigenpairs(lambda v: v[:2], n=3), ValueError, r"3 real numbers, got .*\(2,"),
+    (lambda: landscape.eigenpairs(lambda v: [[1], [1, 2]], n=2), ValueError, "result of the oper"),
     (lambda: landscape.eigenpairs(F, theta=[1.0]), ValueError, "theta with 57 parameters"),
     (lambda: landscape.eigenpairs(F, matrix="fisher"), ValueError, "'hessian', 'gauss_newton'"),
     (lambda: landscape.eigenpairs(F, method="qr"), ValueError, "'lanczos', 'power'"),

@@ -661,6 +661,11 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ),
     (lambda: landscape.linear_path(M, M, M, X, Y, points=1), ValueError, "points >= 2, got 1"),
     (lambda: landscape.linear_path(M, M, M, X, Y[:3]), ValueError, "y"),
+    (
+        lambda: landscape.linear_path(M, np.ma.masked_less(np.arange(P), 2), M, X, Y),
+        ValueError,
+        f"start without masked elements, got 2 of {P}",
+    ),
     (lambda: landscape.linear_path(M, ["a"], M, X, Y), TypeError, "real numbers"),
     (lambda: landscape.linear_path(M, [[1.0], [1.0, 2.0]], M, X, Y), ValueError, "start to be an"),
     (
@@ -711,6 +716,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: landscape.canonical_form(LATE), ValueError, "layers.2 behind layers.1"),
     (lambda: landscape.permute_units(M, "layers.1", [0]), ValueError, "'layers.0', 'layers.3'"),
     (lambda: landscape.permute_units(M, "layers.0", [0] * 7), ValueError, "permutation of 0 .. 6"),
+    (lambda: landscape.permute_units(M, "layers.0", [[0], [1, 2]]), ValueError, "order to be an"),
     (lambda: landscape.rescale_units(M, "layers.0", -np.ones(7)), ValueError, "factors > 0"),
     (lambda: landscape.rescale_units(M, "layers.0", np.full(7, 1e-9)), ValueError, "variance"),
     (
@@ -816,3 +822,24 @@ def test_an_ascent_that_leaves_the_finite_numbers_has_not_converged():
 
     climb = sharpness._Climb(Steep(), np.zeros(1), 1.0, 2.0, 10, 1e-3)
     assert climb.run(np.ones(1))[2] == np.inf
+
+
+def test_trajectories_that_say_nothing():
+    m = model()
+    recorder = landscape.Recorder()
+    m.fit(X, Y, epochs=1, batch_size=20, callbacks=[recorder], verbose=False)
+    good = recorder.trajectory()
+    nothing = landscape.Trajectory(good.steps[:0], good.parameters[:0], good.loss[:0], ())
+    broken = landscape.Trajectory(
+        good.steps, np.full_like(good.parameters, np.nan), good.loss, good.states
+    )
+    with pytest.raises(ValueError, match="finite numbers in the checkpoints"):
+        landscape.project(broken)
+    with pytest.raises(ValueError, match="ends differ, got 0 checkpoint"):
+        landscape.project(nothing)
+    with pytest.raises(ValueError, match="runs with checkpoints"):
+        landscape.function_trajectories(m, [nothing], X)
+    with pytest.raises(ValueError, match="components <= 3"):
+        landscape.function_trajectories(m, [good], X, method="tsne", components=4, perplexity=1.5)
+    with pytest.raises(IndexError, match=r"index in \[-3, 3\), got 3"):
+        good.at(m, 3)

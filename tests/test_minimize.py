@@ -665,6 +665,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: tw.minimize(parabola, []), ValueError, "at least one element"),
     (lambda: tw.minimize(parabola, [np.nan, 1]), ValueError, "finite"),
     (lambda: tw.minimize(parabola, [[0], [1, 2]]), ValueError, "x0 to be an array"),
+    (lambda: tw.minimize(parabola, np.ma.masked_array([0, 1], [0, 1])), ValueError, "x0 without"),
     (lambda: tw.minimize(lambda x: (1.0, [[0], [1, 2]]), [1.0]), ValueError, "gradient to be an"),
     (lambda: tw.minimize(parabola, [0, 0], args=3), TypeError, "args to be a tuple"),
     (lambda: tw.minimize(parabola, [0, 0], args="ab"), TypeError, "args to be a tuple"),

@@ -555,6 +555,11 @@ V = np.ones(NORMED.num_parameters)
         (lambda: tw.Objective(NORMED, X, Y).hvp(V[:3]), ValueError, r"v with shape"),
         (lambda: tw.Objective(NORMED, X, Y).hvp(V * np.nan), ValueError, "finite v"),
         (lambda: tw.Objective(NORMED, X, Y).hvp("v"), TypeError, "real numbers"),
+        (
+            lambda: tw.Objective(NORMED, X, Y).hvp(np.ma.masked_array(V, np.arange(V.size) < 3)),
+            ValueError,
+            "v without masked elements, got 3 of",
+        ),
         (lambda: tw.Objective(NORMED, X, Y).hvp(V, V[:3]), ValueError, "theta with shape"),
         (lambda: tw.Objective(NORMED, X, Y).vjp(X), ValueError, r"\(12, 2\)"),
         (

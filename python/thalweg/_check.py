@@ -71,7 +71,8 @@ def choice(where: str, name: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def array(where: str, name: str, value: object) -> np.ndarray[Any, np.dtype[Any]]:
-    """`value` as an array; sequences of different lengths are refused."""
+    """`value` as an array; masked elements and sequences of different lengths are refused."""
+    unmasked(where, name, value)
     try:
         return np.asarray(value)
     except ValueError as error:

@@ -66,7 +66,7 @@ def _operator(
     size = _check.integer(where, "n", n, 1)
 
     def apply(v: Array) -> Array:
-        image = np.asarray(operator(v))
+        image = _check.array(where, "the result of the operator", operator(v))
         if image.dtype.kind not in "biuf" or image.shape != (size,):
             raise ValueError(
                 f"[{where}] expected the operator to return {size} real numbers, got shape "

@@ -319,8 +319,19 @@ class Trajectory(Result):
         model : Model
         index : int
             Negative ones count from the end.
+
+        Raises
+        ------
+        IndexError
+            Where there is no such checkpoint.
         """
-        copy = _arguments.model("Trajectory.at", model).copy()
+        where = "Trajectory.at"
+        copy = _arguments.model(where, model).copy()
+        place = _check.integer(where, "index", index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(
+                f"[{where}] expected index in [{-len(self)}, {len(self)}), got {place}"
+            )
         copy.set_parameters(self.parameters[index])
         if self.states[index]:
             copy.set_state(self.states[index])
@@ -468,9 +479,9 @@ def project(trajectory: Trajectory) -> Projection:
 def _moved(trajectory: Trajectory, where: str) -> tuple[Array, Array]:
     """Checkpoints relative to the first, and the unit vector to the last."""
     _check.instance(where, "trajectory", trajectory, Trajectory, "Recorder().trajectory()")
-    points = trajectory.parameters.astype(np.float64)
-    moved = points - points[0]
-    if not np.any(moved[-1]):
+    points = _arguments.reals(where, "the checkpoints", trajectory.parameters, 2)
+    moved = points - points[:1]
+    if not np.any(moved[-1:]):
         raise ValueError(
             f"[{where}] expected a trajectory whose ends differ, got {len(trajectory)} "
             "checkpoint(s) that end where they began"
@@ -632,6 +643,8 @@ def function_trajectories(
         raise TypeError(f"[{where}] expected runs, a list of Trajectory, got {_check.shown(runs)}")
     for run in runs:
         _check.instance(where, "runs", run, Trajectory, "a list of Recorder().trajectory()")
+        if not len(run):
+            raise ValueError(f"[{where}] expected runs with checkpoints, got one without")
     classes = model.description["loss"]["type"] in (
         "cross_entropy",
         "binary_cross_entropy",
@@ -700,6 +713,10 @@ def principal_components(points: ArrayLike, components: int = 2) -> tuple[Array,
 
 
 def _tsne(where: str, points: Array, components: int, perplexity: Any, seed: Any) -> Array:
+    if components > 3:
+        raise ValueError(
+            f"[{where}] expected components <= 3 for 'tsne', got {components}; 'pca' has more"
+        )
     perplexity = _check.real(where, "perplexity", perplexity, 1.0)
     seed = _check.integer(where, "seed", seed, 0)
     if perplexity >= len(points):

@@ -199,7 +199,7 @@ def permute_units(model: Model, layer: str, order: ArrayLike) -> Model:
     """
     where = "permute_units"
     hidden = _find(where, model, layer)
-    indices = np.asarray(order)
+    indices = _check.array(where, "order", order)
     if indices.dtype.kind not in "iu" or not np.array_equal(
         np.sort(indices.ravel()), np.arange(hidden.width)
     ):
