@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import thalweg as tw
+from conftest import DEVICE, scaled
 from support import assert_same
 from thalweg import callbacks, losses, nn, optim, schedules
 
@@ -46,7 +47,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def population(network: str = "plain", **options: Any) -> tw.Population:
-    options = {"optimizer": optim.Momentum(0.05), "threads": 2, "device": "cpu", **options}
+    options = {"optimizer": optim.Momentum(0.05), "threads": 2, "device": DEVICE, **options}
     return tw.Population(NETWORKS[network], N, 8, **options)
 
 
@@ -60,7 +61,7 @@ def alone(member: tw.Model) -> tw.Model:
         seed=member.seed,
         averaging=member.averaging,
         clip_norm=member.description["clip_norm"],
-        device="cpu",
+        device=DEVICE,
         threads=1,
     )
 
@@ -174,8 +175,9 @@ def test_few_large_networks(data):
     """Where a team is faster, networks train one after another: the same bits."""
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(512, 8)), rng.integers(0, 4, 512)
-    network = nn.Sequential(nn.Dense(512), nn.ReLU(), nn.Dense(512), nn.ReLU(), nn.Dense(4))
-    networks = tw.Population(network, 2, 8, threads=8, device="cpu")
+    width = scaled(512)
+    network = nn.Sequential(nn.Dense(width), nn.ReLU(), nn.Dense(width), nn.ReLU(), nn.Dense(4))
+    networks = tw.Population(network, 2, 8, threads=8, device=DEVICE)
     history = networks.fit(x, y, batch_size=512, epochs=2, verbose=False)
     compare(networks, history, lambda _, m: m.fit(x, y, batch_size=512, epochs=2, verbose=False))
 
@@ -324,7 +326,7 @@ def test_error_in_a_callback(data, threads):
             raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
-        networks.fit(*data, epochs=1000, on_epoch=on_epoch, verbose=False)
+        networks.fit(*data, epochs=scaled(1000), on_epoch=on_epoch, verbose=False)
     assert networks[1].epochs_done == 1
     networks.fit(*data, verbose=False)
 
@@ -392,7 +394,7 @@ def test_files(data, tmp_path: Path):
     networks.save(folder)
     first = set(os.listdir(folder))
     (folder / "mine.txt").write_text("kept")
-    loaded = tw.Population.load(folder, device="cpu", threads=2)
+    loaded = tw.Population.load(folder, device=DEVICE, threads=2)
     pickled = pickle.loads(pickle.dumps(networks))
     for other in (loaded, pickled):
         assert other.threads == networks.threads
@@ -406,7 +408,7 @@ def test_files(data, tmp_path: Path):
     assert set(os.listdir(folder)) == {"population.json", "mine.txt", *names}
     assert first & {*names} == set()
     assert len(tw.Population.load(folder)) == 2
-    assert_same(tw.Model.load(folder / names[1], device="cpu"), networks[1])
+    assert_same(tw.Model.load(folder / names[1], device=DEVICE), networks[1])
 
 
 def test_bad_files(tmp_path: Path):

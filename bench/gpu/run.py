@@ -39,10 +39,11 @@ TOOLS = {
     "hypothesis": "hypothesis>=6.100",
     "safetensors": "safetensors>=0.4",
 }
-# The tests that models on a GPU are about.
+# The tests that are about models, as in .ci/run.
 TESTS = (
     "training", "determinism", "checkpoint", "model_api", "random_networks", "gradients", "cuda",
-    "objective", "methods_in_training",
+    "device_arrays", "objective", "methods_in_training", "matmul_precision", "robustness",
+    "population", "curvature", "bad_input", "initializers", "surgery", "landscape",
 )  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # The most that a stage may take, of the nine minutes.
