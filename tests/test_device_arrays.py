@@ -582,6 +582,43 @@ def test_device_memory_comes_back(tmp_path: Path) -> None:
     run_with_memory(32, code, tmp_path)
 
 
+@needs_cuda
+def test_a_lost_context_is_reported_as_what_it_is(tmp_path: Path) -> None:
+    """A view beyond the memory that lends it; then no call works any more, of whatever model."""
+    code = """
+        import numpy as np
+        import thalweg as tw
+        from thalweg import nn
+
+        x, y = np.zeros((10, 4), np.float32), np.zeros(10, np.int64)
+        model, other = (tw.Model(nn.Dense(2), 4, device="cuda") for _ in range(2))
+        base = model.to_device(x)
+
+        class Beyond:
+            __cuda_array_interface__ = {
+                **base.__cuda_array_interface__, "shape": (1000, 4), "strides": (10**6, 4)
+            }
+
+        for attempt in (
+            lambda: model.predict(Beyond()),
+            lambda: model.predict(x),
+            lambda: other.fit(x, y, verbose=False),
+            lambda: other.save("model.safetensors"),
+            lambda: tw.Model(nn.Dense(2), 4, device="cuda"),
+        ):
+            try:
+                attempt()
+            except tw.DeviceError as error:
+                assert "cudaErrorIllegalAddress" in str(error), error
+                assert "start a new process" in str(error), error
+            else:
+                raise AssertionError("no error")
+        tw.Model(nn.Dense(2), 4, device="cpu").fit(x, y, verbose=False)
+    """
+    run_with_memory(256, code, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- what cannot work ----------------------------------------------------------------------------
 
 
