@@ -195,11 +195,12 @@ def _curvature_table(rows: Sequence[Row]) -> str:
     for row in rows:
         noisy = " (noisy)" if row["noisy"] else ""
         for name, entry in row["peers"].items():
+            time = entry["microseconds"]["median"]
             lines.append(
                 [
                     f"{row['case']}, {row['batch']} rows, {row['threads']} threads{noisy}",
                     name,
-                    f"{entry['microseconds']['median']:,.4g}",
+                    f"{time:,.0f}" if time >= 1000 else f"{time:.4g}",
                     _between(entry.get("over_gradient")),
                     _between(entry.get("over_thalweg")),
                     f"{entry['deviation']:.0e}",
