@@ -127,7 +127,7 @@ TW_KERNEL void indexed_kernel(float* x, int n) {
 def test_spills_and_stacks_are_seen(tmp_path: Path) -> None:
     source = tmp_path / "greedy.cu"
     source.write_text(SPILLS)
-    found = objects.compile_source(source, 90, tmp_path, None)
+    found = objects.compile_source(source, "90", tmp_path, None)
     greedy = next(kernel for kernel in found if kernel.template == "greedy_kernel")
     assert greedy.spills > 0
     indexed = next(kernel for kernel in found if kernel.template == "indexed_kernel")
@@ -139,7 +139,7 @@ def test_warnings_are_errors(tmp_path: Path) -> None:
     source = tmp_path / "careless.cu"
     source.write_text("__global__ void careless_kernel() { int unused; }\n")
     with pytest.raises(objects.CompilationError, match="never referenced"):
-        objects.compile_source(source, 90, tmp_path, None)
+        objects.compile_source(source, "90", tmp_path, None)
 
 
 def test_names_are_short() -> None:
@@ -165,13 +165,39 @@ def test_predicted_times() -> None:
 
 
 def test_tables_of_the_page() -> None:
-    one = Kernel("step_kernel<float>", "a.cu", 80, 40, 1024, 0, 0, Counter(HMMA=2))
-    two = Kernel("step_kernel<double>", "a.cu", 80, 60, 0, 8, 16, Counter())
-    table = report.kernel_table([one, two, Kernel("step_kernel<float>", "a.cu", 90, 44)])
+    one = Kernel("step_kernel<float>", "a.cu", "80", 40, 1024, 0, 0, Counter(HMMA=2))
+    two = Kernel("step_kernel<double>", "a.cu", "80", 60, 0, 8, 16, Counter())
+    table = report.kernel_table([one, two, Kernel("step_kernel<float>", "a.cu", "90", 44)])
     assert "| `step_kernel` (a.cu) | 2 | 40-60 | 44 | 0-1024 | 16 | 8 | 0-2 |" in table
     page = "x\n<!-- generated: steps -->\nold\n<!-- end -->\ny\n"
     filled = report.fill(page, {"steps": report.step_table()})
     assert "old" not in filled and filled.startswith("x\n") and filled.endswith("\ny\n")
     assert report.fill(filled, {"steps": report.step_table()}) == filled
+    assert report.current(filled, "steps") == report.step_table()
     with pytest.raises(ValueError, match="expected the marks"):
         report.fill(page, {"kernels": ""})
+
+
+BUILD = """[1/2] Building CUDA object loss.cu.o
+ptxas info    : Compiling entry function '_ZN7thalweg4cuda39_GLOBAL__N__{hash}_7_loss_cu_86c4a4da11loss_kernelIfEEvT_' for 'sm_{arch}'
+ptxas info    : Function properties for loss_kernel
+    {stack} bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used {registers} registers, used 0 barriers, {stack} bytes stack, 16 bytes smem
+"""  # noqa: E501
+
+
+def test_table_of_a_build() -> None:
+    """A source that was built again counts once, as it is now."""
+    before = BUILD.format(hash="c07f68fd", arch="90a", stack=8, registers=80)
+    after = BUILD.format(hash="1107f8fd", arch="90a", stack=16, registers=70)
+    other = BUILD.format(hash="1107f8fd", arch="100", stack=0, registers=60)
+    kernels = objects.parse_build(before + after + other)
+    assert [(k.source, k.arch, k.registers) for k in kernels] == [
+        ("loss.cu", "90a", 70),
+        ("loss.cu", "100", 60),
+    ]
+    table = report.release_table(kernels)
+    assert "| sm_90a | 1 | 70 | 16 | 12 | 16 |" in table
+    assert "| sm_100 | 1 | 60 | 16 | 12 | 0 |" in table
+    with pytest.raises(objects.CompilationError, match="warnings"):
+        objects.parse_build(after + "ptxas warning : Registers are spilled\n")

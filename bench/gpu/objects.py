@@ -21,15 +21,16 @@ from pathlib import Path
 from bench import machine
 
 CSRC = machine.ROOT / "csrc"
-ARCHITECTURES = (80, 90)
+ARCHITECTURES = ("80", "90")
 # As in CMakeLists.txt.
 FLAGS = ("-std=c++20", "-fmad=false", "-Xcompiler", "-fno-math-errno,-ffp-contract=off")
 
 # What ptxas -v prints about an entry function.
-_ENTRY = re.compile(r"Compiling entry function '(\S+)' for '\w+'")
+_ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
+_SOURCE = re.compile(r"__N__[0-9a-f]+_\d+_(\w+)_cu_[0-9a-f]+")  # in the name of what is local to it
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\S+?),")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 # wgmma made serial, setmaxnreg ignored, and their like.
@@ -42,7 +43,7 @@ class Kernel:
 
     name: str  # without namespaces and arguments: "mma_kernel<ForwardTask<float>, 1>"
     source: str  # "gemm_mma.cu"
-    arch: int
+    arch: str  # "80", "90a"
     registers: int = 0
     shared: int = 0  # bytes of static shared memory
     stack: int = 0
@@ -113,14 +114,14 @@ def short_name(name: str) -> str:
     return name.removeprefix("void ").replace(" >", ">").strip()
 
 
-def _parse_resources(source: Path, arch: int, log: str) -> dict[str, Kernel]:
-    kernels: dict[str, Kernel] = {}
-    current: Kernel | None = None
+def _parse_resources(source: str, log: str) -> list[Kernel]:
+    kernels: list[Kernel] = []
     for line in log.splitlines():
         if match := _ENTRY.search(line):
-            current = kernels.setdefault(match[1], Kernel(match[1], source.name, arch))
-        if current is None:
+            kernels.append(Kernel(match[1], source, match[2]))
+        if not kernels:
             continue
+        current = kernels[-1]
         if match := _FRAME.search(line):
             current.stack, current.spills = int(match[1]), int(match[2]) + int(match[3])
         if match := _USED.search(line):
@@ -128,6 +129,26 @@ def _parse_resources(source: Path, arch: int, log: str) -> dict[str, Kernel]:
             shared = _SHARED.search(line)
             current.shared = int(shared[1]) if shared else 0
     return kernels
+
+
+def _shorten(kernels: list[Kernel]) -> None:
+    for kernel, name in zip(kernels, demangle([k.name for k in kernels]), strict=True):
+        kernel.name = short_name(name)
+
+
+def parse_build(log: str) -> list[Kernel]:
+    """The kernels of a whole build whose ptxas was told -v; of those built twice the last.
+
+    CompilationError on any warning.
+    """
+    if SERIALIZATION.search(log) or "warning" in log:
+        raise CompilationError("expected a build without warnings")
+    kernels = _parse_resources("", log)
+    for kernel in kernels:
+        if match := _SOURCE.search(kernel.name):
+            kernel.source = f"{match[1]}.cu"
+    _shorten(kernels)
+    return list({(k.source, k.name, k.arch): k for k in kernels}.values())
 
 
 def _count_instructions(disassembler: str, cubin: Path, kernels: dict[str, Kernel]) -> None:
@@ -140,7 +161,7 @@ def _count_instructions(disassembler: str, cubin: Path, kernels: dict[str, Kerne
             current.instructions[match[1]] += 1
 
 
-def compile_source(source: Path, arch: int, folder: Path, disassembler: str | None) -> list[Kernel]:
+def compile_source(source: Path, arch: str, folder: Path, disassembler: str | None) -> list[Kernel]:
     """The kernels of one file; CompilationError on any warning of nvcc or ptxas."""
     cubin = folder / f"{source.stem}_{arch}.cubin"
     command = [str(nvcc()), *FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
@@ -150,16 +171,15 @@ def compile_source(source: Path, arch: int, folder: Path, disassembler: str | No
     log = done.stdout + done.stderr
     if done.returncode != 0 or SERIALIZATION.search(log) or "warning" in log:
         raise CompilationError(f"{source.name} for sm_{arch}:\n{log[-4000:]}")
-    kernels = _parse_resources(source, arch, log)
+    kernels = _parse_resources(source.name, log)
     if disassembler and kernels:
-        _count_instructions(disassembler, cubin, kernels)
-    for kernel, name in zip(kernels.values(), demangle(list(kernels)), strict=True):
-        kernel.name = short_name(name)
-    return list(kernels.values())
+        _count_instructions(disassembler, cubin, {kernel.name: kernel for kernel in kernels})
+    _shorten(kernels)
+    return kernels
 
 
 def compile_all(
-    architectures: Iterable[int] = ARCHITECTURES, disassembler: str | None = None
+    architectures: Iterable[str] = ARCHITECTURES, disassembler: str | None = None
 ) -> list[Kernel]:
     """Every kernel of csrc/cuda for every architecture."""
     with (
@@ -176,7 +196,7 @@ def compile_all(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", type=int, action="append", help="80, 90, ...; may be repeated")
+    parser.add_argument("--arch", action="append", help="80, 90a, ...; may be repeated")
     arguments = parser.parse_args()
     for kernel in compile_all(arguments.arch or ARCHITECTURES, nvdisasm()):
         print(

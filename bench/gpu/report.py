@@ -1,7 +1,8 @@
 """Fills the tables of docs/gpu.md: what the compiler made of the kernels, and predicted times.
 
-python -m bench.gpu.report            needs nvcc; nvdisasm adds the column of HMMA
-python -m bench.gpu.report --check    only say whether the page is stale
+python -m bench.gpu.report                needs nvcc; nvdisasm adds the column of HMMA
+python -m bench.gpu.report --release LOG  only the table of a release, from its build's output
+python -m bench.gpu.report --check        only say whether the page is stale
 """
 
 from __future__ import annotations
@@ -67,6 +68,28 @@ def kernel_table(kernels: list[Kernel]) -> str:
     return version + _table(header, rows)
 
 
+def release_table(kernels: list[Kernel]) -> str:
+    """One row per architecture of a build."""
+    by_arch: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        by_arch.setdefault(kernel.arch, []).append(kernel)
+    rows = [
+        [
+            f"sm_{arch}",
+            len(group),
+            _range(k.registers for k in group),
+            max(k.shared for k in group),
+            max(k.spills for k in group),
+            max(k.stack for k in group),
+        ]
+        for arch, group in by_arch.items()
+    ]
+    header = ["architecture", "kernels", "registers", "static shared", "spilled", "stack"]
+    return f"nvcc {objects.nvcc_version()}; bytes of memory, the most of a kernel.\n\n" + _table(
+        header, rows
+    )
+
+
 def _microseconds(seconds: float) -> str:
     return f"{1e6 * seconds:.1f}" if seconds < 1e-4 else f"{1e6 * seconds:.0f}"
 
@@ -119,6 +142,11 @@ def step_table() -> str:
     return _table(["step", "launches", "float32 SIMT", *model.PRODUCTS], rows)
 
 
+def current(page: str, name: str) -> str:
+    """A table as it stands in the page."""
+    return next(match[3][1:-1] for match in _MARK.finditer(page) if match[2] == name)
+
+
 def fill(page: str, tables: dict[str, str]) -> str:
     """The page with every marked table replaced by its namesake."""
     names = {match[1] for match in _MARK.findall(page)}
@@ -130,6 +158,7 @@ def fill(page: str, tables: dict[str, str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--release", metavar="LOG", type=Path)
     arguments = parser.parse_args()
     text = PAGE.read_text(encoding="utf-8")
     version = re.search(r"nvcc (\d\S+);", text)
@@ -142,7 +171,14 @@ def main() -> int:
     if arguments.check and disassembler is None:
         print("--check needs nvdisasm: pip install nvidia-cuda-nvdisasm", file=sys.stderr)
         return 2
+    if arguments.release:
+        names = [match[1] for match in _MARK.findall(text)]
+        tables = {name: current(text, name) for name in names}
+        tables["release"] = release_table(objects.parse_build(arguments.release.read_text()))
+        Path(PAGE).write_text(fill(text, tables), encoding="utf-8")
+        return 0
     tables = {
+        "release": current(text, "release"),
         "kernels": kernel_table(objects.compile_all(disassembler=disassembler)),
         "products": product_table(),
         "memory": memory_table(),

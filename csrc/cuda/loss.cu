@@ -17,7 +17,7 @@ constexpr const char* kSoftmaxOperation = "softmax";
 
 constexpr int kThreads = 256;
 template <class T>
-constexpr int kBlocks = sizeof(T) == 4 ? 4 : 3;
+constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
 // Softmax gives kLanes neighbouring lanes of a warp a row, 2, 8 or 32 of them; at most this many
 // rows a block, then: the loss of a row, in double, is the work of one thread.
 constexpr int kMostRows = 128;
