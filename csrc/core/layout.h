@@ -34,9 +34,12 @@ struct Range {
   std::int64_t size() const { return end - begin; }
 };
 
+constexpr Range rows_of_blocks(Range blocks, std::int64_t rows) {
+  const std::int64_t end = blocks.end * kRowBlock;
+  return {blocks.begin * kRowBlock, end < rows ? end : rows};
+}
 constexpr Range row_block(std::int64_t block, std::int64_t rows) {
-  const std::int64_t begin = block * kRowBlock;
-  return {begin, begin + kRowBlock < rows ? begin + kRowBlock : rows};
+  return rows_of_blocks({block, block + 1}, rows);
 }
 
 // A borrowed [rows, width] matrix in panels.

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "core/export.h"
+#include "core/layout.h"
 
 namespace thalweg {
 
@@ -86,12 +87,22 @@ class TW_INTERNAL_API Team {
   // All threads of the team arrive before any leaves.
   void barrier();
 
+  // This thread's part of [0, count): contiguous, and as large as the others' to within one. Calls
+  // with successive turns give what is left over to one thread after the other.
+  Range share(std::int64_t count, std::int64_t turn = 0) const {
+    const std::int64_t shift = turn % size_;
+    const auto first = [&](std::int64_t rank) {
+      return rank == 0 ? 0 : rank == size_ ? count : (count * rank + shift) / size_;
+    };
+    return {first(rank_), first(rank_ + 1)};
+  }
+
   // f(chunk) once for each chunk in [0, count), contiguous ranges per thread, then a barrier. After
   // a stop request remaining chunks are skipped, unless the region is committed.
   template <class F>
   void for_each(std::int64_t count, F&& f) {
-    const Share share = share_of(count);
-    for (std::int64_t chunk = share.begin; chunk < share.end; ++chunk) {
+    const Range own = share(count);
+    for (std::int64_t chunk = own.begin; chunk < own.end; ++chunk) {
       if (stop_requested()) break;
       f(chunk);
     }
@@ -119,20 +130,8 @@ class TW_INTERNAL_API Team {
  private:
   friend class ThreadPool;
   struct Shared;
-  struct Share {
-    std::int64_t begin, end;
-  };
-
   Team(Shared& shared, int size, int rank);
   void poll();
-  Share share_of(std::int64_t count) const {
-    const std::int64_t quotient = count / size_;
-    const std::int64_t remainder = count % size_;
-    const auto first = [&](std::int64_t r) {
-      return quotient * r + (r < remainder ? r : remainder);
-    };
-    return {first(rank_), first(rank_ + 1)};
-  }
 
   Shared& shared_;
   const std::atomic<bool>& stop_;

@@ -32,6 +32,10 @@ struct BlockArguments {
   const T* gate;        // C *= the derivative of ReLU at its output `gate`, or null
 };
 
+// Panels of B that all row blocks are multiplied with before the next ones: what a second-level
+// cache keeps beside a block of A.
+inline constexpr std::int64_t kCachedBytes = 256 << 10;
+
 // Factors in a row of a panel of A.
 template <class E>
 inline constexpr std::int64_t kDepth = kPanel / Factor<E>::kProducts;
@@ -218,16 +222,21 @@ void multiply_block(const Gemm<T>& g, const E* a, const E* b, std::int64_t row, 
 
 template <class T>
 void gemm(const Gemm<T>& problem, Range rows, Range panels) {
-  for (std::int64_t row = rows.begin; row < rows.end; row += kRowBlock) {
-    const std::int64_t count = rows.end - row < kRowBlock ? rows.end - row : kRowBlock;
-    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-      if constexpr (std::is_same_v<T, float>) {
-        if (problem.b_pairs) {
-          multiply_block(problem, problem.a_pairs, problem.b_pairs, row, count, p);
-          continue;
+  const std::int64_t panel_bytes = problem.a.panels() * kTile * std::int64_t{sizeof(T)};
+  const std::int64_t most = panel_bytes < kCachedBytes / 2 ? kCachedBytes / (panel_bytes + 1) : 1;
+  for (std::int64_t first = panels.begin; first < panels.end; first += most) {
+    const std::int64_t end = panels.end - first < most ? panels.end : first + most;
+    for (std::int64_t row = rows.begin; row < rows.end; row += kRowBlock) {
+      const std::int64_t count = rows.end - row < kRowBlock ? rows.end - row : kRowBlock;
+      for (std::int64_t p = first; p < end; ++p) {
+        if constexpr (std::is_same_v<T, float>) {
+          if (problem.b_pairs) {
+            multiply_block(problem, problem.a_pairs, problem.b_pairs, row, count, p);
+            continue;
+          }
         }
+        multiply_block(problem, problem.a.data, problem.b, row, count, p);
       }
-      multiply_block(problem, problem.a.data, problem.b, row, count, p);
     }
   }
 }

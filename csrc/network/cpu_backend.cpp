@@ -19,10 +19,11 @@ void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
 // C of `problem`, in chunks.
 template <class T>
 void CpuBackend<T>::product(const cpu::Gemm<T>& problem, const Matrix& c) {
-  grid(team_, row_blocks_of(c.rows), c.panels(), panels_per_chunk(problem.a.width),
-       [&](std::int64_t block, Range panels) {
-         kernels_.gemm(problem, row_block(block, c.rows), panels);
-         round(c, row_block(block, c.rows), panels);
+  grid(team_, c.rows, c.panels(), units_per_chunk(problem.a.width),
+       [&](Range blocks, Range panels) {
+         const Range rows = rows_of_blocks(blocks, c.rows);
+         kernels_.gemm(problem, rows, panels);
+         round(c, rows, panels);
        });
 }
 
@@ -164,8 +165,8 @@ void CpuBackend<T>::batch_statistics(const Pass& pass, int state, const Matrix& 
   cpu::BlockStatistics* statistics = workspace_.block_statistics.data();
   if (!blocks_ready) {
     const T* weights = norm.weighted ? workspace_.row_weights.data() : nullptr;
-    grid(team_, blocks, z.panels(), z.panels(), [&](std::int64_t block, Range panels) {
-      kernels_.column_statistics(z, weights, statistics, {block, block + 1}, panels);
+    grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range parts, Range panels) {
+      kernels_.column_statistics(z, weights, statistics, parts, panels);
     });
   }
   const double* block_weights =
@@ -227,13 +228,16 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
     if (gradient.present())
       round(gradient, row_block(block, gradient.rows), {0, gradient.panels()});
   });
-  team_.single([&] {
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      totals->loss += workspace_.block_losses[b].loss;
-      totals->hits += workspace_.block_losses[b].hits;
-      totals->weight += workspace_.block_losses[b].weight;
-    }
-  });
+  if (totals != nullptr) team_.single([&] { add_losses(totals); });
+}
+
+template <class T>
+void CpuBackend<T>::add_losses(LossTotals* totals) const {
+  for (std::int64_t b = 0; b < row_blocks_of(workspace_.rows()); ++b) {
+    totals->loss += workspace_.block_losses[b].loss;
+    totals->hits += workspace_.block_losses[b].hits;
+    totals->weight += workspace_.block_losses[b].weight;
+  }
 }
 
 template <class T>
@@ -285,9 +289,8 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   sums.activation = problem.activation;
   sums.derivative_at = problem.at.data;
   sums.sums = workspace_.block_sums.data();
-  grid(team_, blocks, z.panels(), z.panels(), [&](std::int64_t block, Range panels) {
-    kernels_.batch_norm_backward_sums(sums, {block, block + 1}, panels);
-  });
+  grid(team_, z.rows, z.panels(), kChunkUnits,
+       [&](Range parts, Range panels) { kernels_.batch_norm_backward_sums(sums, parts, panels); });
 
   const bool weighted = plan_.states[state].weighted && pass.mode == Mode::kTraining;
   const double total = weighted ? pass.total_weight : static_cast<double>(z.rows);
@@ -330,13 +333,6 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   });
 }
 
-// The threads divide the arena into contiguous shares.
-template <class T>
-bool CpuBackend<T>::owns(std::int64_t arena_offset) const {
-  const std::int64_t share = ceil_div(plan_.arena_size, team_.size());
-  return arena_offset / share == team_.rank();
-}
-
 template <class T>
 void CpuBackend<T>::multiply_tile(const Matrix& x, const Matrix& dy, std::int64_t in_panel,
                                   std::int64_t out_panel, bool accumulate, T* tile) {
@@ -355,14 +351,10 @@ void CpuBackend<T>::multiply_tile(const Matrix& x, const Matrix& dy, std::int64_
 template <class T>
 void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& dy, bool accumulate,
                                     T* arena) {
-  T* tile = arena + plan_.tensors[tensor].offset;
-  for (std::int64_t o = 0; o < dy.panels(); ++o) {
-    for (std::int64_t k = 0; k < x.panels(); ++k, tile += kTile) {
-      if (!owns(tile - arena)) continue;
-      if (team_.stop_requested()) return;
-      multiply_tile(x, dy, k, o, accumulate, tile);
-    }
-  }
+  T* const tiles = arena + plan_.tensors[tensor].offset;
+  const Range own = update_share(team_, tensor, x.panels() * dy.panels());
+  for (std::int64_t t = own.begin; t < own.end && !team_.stop_requested(); ++t)
+    multiply_tile(x, dy, t % x.panels(), t / x.panels(), accumulate, tiles + t * kTile);
 }
 
 template <class T>
@@ -384,14 +376,14 @@ void CpuBackend<T>::store_vector(int tensor, bool accumulate, T* arena) {
 
 template <class T>
 void CpuBackend<T>::bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena) {
-  if (!owns(plan_.tensors[tensor].offset) || team_.stop_requested()) return;
+  if (update_share(team_, tensor, 1).size() == 0 || team_.stop_requested()) return;
   sum_columns(dy, workspace_vector(tensor));
   store_vector(tensor, accumulate, arena);
 }
 
 template <class T>
 void CpuBackend<T>::norm_gradient(int tensor, bool accumulate, T* arena) {
-  if (owns(plan_.tensors[tensor].offset)) store_vector(tensor, accumulate, arena);
+  if (update_share(team_, tensor, 1).size() > 0) store_vector(tensor, accumulate, arena);
 }
 
 template <class T>

@@ -89,9 +89,11 @@ class CpuBackend {
   void batch_statistics(const Pass& pass, int state, const Matrix& z, bool blocks_ready);
   void batch_norm(const BatchNormForward<CpuBackend>& problem);
 
-  // One thread adds to `totals`, block by block.
+  // One thread adds to `totals`; null: the sums stay in the workspace for add_losses().
   void loss(const LossRequest& request, const Matrix& outputs, const Matrix& gradient,
             LossTotals* totals);
+  // Not collective: block by block, any time after loss().
+  void add_losses(LossTotals* totals) const;
 
   void activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
                            const Activation& activation, bool accumulate);
@@ -111,9 +113,6 @@ class CpuBackend {
   const T* vector_gradient(const UpdateTask& task);
 
  protected:
-  // Whether this thread computes what belongs at that place of an arena.
-  bool owns(std::int64_t arena_offset) const;
-
   const Plan& plan_;
   const Parameters<T>& parameters_;
   Workspace<T>& workspace_;

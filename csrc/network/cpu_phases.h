@@ -14,39 +14,58 @@ namespace thalweg {
 // AVX-512, 100 ms in float64 on a loaded processor without AVX).
 inline constexpr double kChunkProducts = 2e8;
 
-// f(block, panels) over a grid of row blocks x panels: each thread takes a contiguous share in
-// block-major order, in runs of at most max_panels.
+// A pass over elements looks at the interrupt after this many row blocks x panels.
+inline constexpr std::int64_t kChunkUnits = 256;
+
+// f(blocks, panels) over a grid of row blocks x panels, at most `units` blocks x panels at a time.
+// Each thread takes a contiguous share: of the columns when the matrix is at least as wide as high,
+// else of the rows. A product then leaves the weights, or the rows, in the caches where they are.
 template <class F>
-void grid(Team& team, std::int64_t blocks, std::int64_t panels, std::int64_t max_panels, F&& f) {
-  const std::int64_t total = blocks * panels;
-  std::int64_t begin = total * team.rank() / team.size();
-  const std::int64_t end = total * (team.rank() + 1) / team.size();
-  while (begin < end && !team.stop_requested()) {
-    const std::int64_t first = begin % panels;
-    const std::int64_t last = std::min({panels, first + (end - begin), first + max_panels});
-    f(begin / panels, Range{first, last});
-    begin += last - first;
+void grid(Team& team, std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
+  const std::int64_t blocks = row_blocks_of(rows);
+  const bool by_columns = panels * kPanel >= rows;
+  const std::int64_t across = by_columns ? blocks : panels;
+  Range left = team.share(blocks * panels);
+  while (left.size() > 0 && !team.stop_requested()) {
+    const std::int64_t line = left.begin / across;
+    const std::int64_t first = left.begin % across;
+    const Range part{first, std::min({across, first + left.size(), first + units})};
+    const std::int64_t lines =
+        part.size() < across ? 1 : std::max<std::int64_t>(1, std::min(left.size(), units) / across);
+    const Range along{line, line + lines};
+    if (by_columns)
+      f(part, along);
+    else
+      f(along, part);
+    left.begin += lines * part.size();
   }
   team.barrier();
 }
 
 template <class T, class F>
 void grid(Team& team, const Panels<T>& matrix, F&& f) {
-  grid(team, row_blocks_of(matrix.rows), matrix.panels(), matrix.panels(),
-       [&](std::int64_t block, Range panels) { f(row_block(block, matrix.rows), panels); });
+  grid(team, matrix.rows, matrix.panels(), kChunkUnits,
+       [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, matrix.rows), panels); });
 }
 
-inline std::int64_t panels_per_chunk(std::int64_t depth) {
+// Of a product over `depth`.
+inline std::int64_t units_per_chunk(std::int64_t depth) {
   const double products = static_cast<double>(kRowBlock * kPanel) * static_cast<double>(depth + 1);
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(kChunkProducts / products));
+}
+
+// The tiles of a weight, in the order of its arena, whose gradients and updates are this thread's:
+// the columns whose products grid() gives it, give or take a tile. Vectors count as one tile.
+inline Range update_share(const Team& team, int tensor, std::int64_t tiles) {
+  return team.share(tiles, tensor);
 }
 
 // C of `problem`, in chunks.
 template <class T>
 void multiply(Team& team, const cpu::Kernels<T>& kernels, const cpu::Gemm<T>& problem) {
-  grid(team, row_blocks_of(problem.c.rows), problem.c.panels(), panels_per_chunk(problem.a.width),
-       [&](std::int64_t block, Range panels) {
-         kernels.gemm(problem, row_block(block, problem.c.rows), panels);
+  grid(team, problem.c.rows, problem.c.panels(), units_per_chunk(problem.a.width),
+       [&](Range blocks, Range panels) {
+         kernels.gemm(problem, rows_of_blocks(blocks, problem.c.rows), panels);
        });
 }
 

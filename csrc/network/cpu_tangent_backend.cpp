@@ -69,11 +69,10 @@ void CpuTangentBackend<T>::batch_norm_tangent(const Pass& pass,
   if (pass.mode == Mode::kTraining) {
     const bool weighted = plan_.states[problem.state].weighted;
     const T* weights = weighted ? workspace_.row_weights.data() : nullptr;
-    grid(team_, row_blocks_of(z.rows), z.panels(), z.panels(),
-         [&](std::int64_t block, Range panels) {
-           kernels_.batch_norm_tangent_sums(apply.point, weights, tangents_.block_sums.data(),
-                                            {block, block + 1}, panels);
-         });
+    grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
+      kernels_.batch_norm_tangent_sums(apply.point, weights, tangents_.block_sums.data(), blocks,
+                                       panels);
+    });
     merge_sums(z.rows, z.width, weighted ? pass.total_weight : static_cast<double>(z.rows), nullptr,
                nullptr, tangents_.mean(problem.state), tangents_.inv_std(problem.state));
   }
@@ -156,7 +155,6 @@ void CpuTangentBackend<T>::batch_norm_backward_tangent(
     const Pass& pass, const BatchNormBackwardTangent<CpuTangentBackend>& problem) {
   const int state = problem.state;
   const Matrix& z = problem.z;
-  const std::int64_t blocks = row_blocks_of(z.rows);
   const bool batch = pass.mode == Mode::kTraining;
   const bool weighted = batch && plan_.states[state].weighted;
   const double total = weighted ? pass.total_weight : static_cast<double>(z.rows);
@@ -176,8 +174,8 @@ void CpuTangentBackend<T>::batch_norm_backward_tangent(
     sums.inv_std = workspace_.inv_std(state);
     sums.dy = problem.dy_tangent;
     sums.sums = tangents_.block_sums.data();
-    grid(team_, blocks, z.panels(), z.panels(), [&](std::int64_t block, Range panels) {
-      kernels_.batch_norm_backward_sums(sums, {block, block + 1}, panels);
+    grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
+      kernels_.batch_norm_backward_sums(sums, blocks, panels);
     });
     merge();
     if (!problem.dz_tangent.present()) return;
@@ -206,9 +204,8 @@ void CpuTangentBackend<T>::batch_norm_backward_tangent(
   tangent.row_weights = row_weights;
   tangent.g = problem.dy;
   tangent.g_tangent = problem.dy_tangent;
-  grid(team_, blocks, z.panels(), z.panels(), [&](std::int64_t block, Range panels) {
-    kernels_.batch_norm_backward_tangent_sums(tangent, tangents_.block_sums.data(),
-                                              {block, block + 1}, panels);
+  grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
+    kernels_.batch_norm_backward_tangent_sums(tangent, tangents_.block_sums.data(), blocks, panels);
   });
   merge();
   if (!problem.dz_tangent.present()) return;
@@ -230,26 +227,24 @@ void CpuTangentBackend<T>::weight_gradient_tangent(
     const WeightGradientTangent<CpuTangentBackend>& problem, T* arena) {
   const Matrix& x = problem.x;
   const Matrix& dy = problem.dy_tangent;
-  T* tile = arena + plan_.tensors[problem.tensor].offset;
-  const auto add = [&](const Matrix& left, const Matrix& right, std::int64_t k, std::int64_t o,
-                       bool accumulate) {
+  T* const tiles = arena + plan_.tensors[problem.tensor].offset;
+  const auto add = [&](const Matrix& left, const Matrix& right, std::int64_t t, bool accumulate) {
+    const std::int64_t k = t % x.panels();
+    const std::int64_t o = t / x.panels();
     kernels_.wgrad_tile(left.panel(k), left.lanes(k), right.panel(o), right.lanes(o), x.rows,
-                        accumulate, tile);
+                        accumulate, tiles + t * kTile);
   };
-  for (std::int64_t o = 0; o < dy.panels(); ++o) {
-    for (std::int64_t k = 0; k < x.panels(); ++k, tile += kTile) {
-      if (!owns(tile - arena)) continue;
-      if (team_.stop_requested()) return;
-      add(x, dy, k, o, false);
-      if (problem.x_tangent.present()) add(problem.x_tangent, problem.dy, k, o, true);
-    }
+  const Range own = update_share(team_, problem.tensor, x.panels() * dy.panels());
+  for (std::int64_t t = own.begin; t < own.end && !team_.stop_requested(); ++t) {
+    add(x, dy, t, false);
+    if (problem.x_tangent.present()) add(problem.x_tangent, problem.dy, t, true);
   }
 }
 
 template <class T>
 void CpuTangentBackend<T>::bias_gradient_tangent(int tensor, const Matrix& dy_tangent, T* arena) {
   const Tensor& place = plan_.tensors[tensor];
-  if (!owns(place.offset) || team_.stop_requested()) return;
+  if (update_share(team_, tensor, 1).size() == 0 || team_.stop_requested()) return;
   T* to = arena + place.offset;
   for (std::int64_t p = 0; p < dy_tangent.panels(); ++p)
     kernels_.column_sum(dy_tangent.panel(p), dy_tangent.rows, dy_tangent.lanes(p), false,
@@ -259,7 +254,8 @@ void CpuTangentBackend<T>::bias_gradient_tangent(int tensor, const Matrix& dy_ta
 template <class T>
 void CpuTangentBackend<T>::norm_gradient_tangent(int tensor, T* arena) {
   const Tensor& place = plan_.tensors[tensor];
-  if (owns(place.offset)) std::copy_n(tangent_vector(tensor), place.padded, arena + place.offset);
+  if (update_share(team_, tensor, 1).size() > 0)
+    std::copy_n(tangent_vector(tensor), place.padded, arena + place.offset);
 }
 
 template class CpuTangentBackend<float>;

@@ -66,7 +66,6 @@ class CpuTangentBackend : public CpuBackend<T> {
                   T* first_mean, T* second_mean);
 
   using CpuBackend<T>::kernels_;
-  using CpuBackend<T>::owns;
   using CpuBackend<T>::plan_;
   using CpuBackend<T>::team_;
   using CpuBackend<T>::workspace_;

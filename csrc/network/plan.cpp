@@ -377,8 +377,8 @@ std::vector<UpdateTask> list_updates(const Plan& plan) {
     const int index = static_cast<int>(n);
     if (node.weight >= 0) {
       const Tensor& weight = plan.tensors[node.weight];
-      for (std::int64_t k = 0; k < panels_of(weight.in); ++k)
-        for (std::int64_t o = 0; o < panels_of(weight.out); ++o)
+      for (std::int64_t o = 0; o < panels_of(weight.out); ++o)
+        for (std::int64_t k = 0; k < panels_of(weight.in); ++k)
           updates.push_back({node.weight, index, k, o});
     }
     for (const int tensor : {node.bias, node.gamma, node.beta})

@@ -28,6 +28,8 @@ struct Tensor {
   bool zero = false;  // zero-initialized end of a residual branch
 
   bool is_weight() const { return kind == Kind::kWeight; }
+  // As updates see it: a vector is one.
+  std::int64_t tiles() const { return is_weight() ? panels_of(in) * panels_of(out) : 1; }
   std::int64_t size() const { return out * in; }
 };
 

@@ -15,6 +15,7 @@
 #include "network/workspace.h"
 #include "training/engine.h"
 #include "training/optimizer.h"
+#include "training/team_sizer.h"
 
 namespace thalweg {
 
@@ -80,8 +81,12 @@ class CpuEngine final : public Engine<T> {
   // result->end says why not.
   bool update(const Order& order, const Cursor& cursor, const Interrupt& interrupt,
               RunResult* result);
+  int team_size_for(std::int64_t rows);
   void reserve_workspace(std::int64_t rows);
   std::int64_t apply(const UpdateTask& task, const T* gradient);
+  // f(index of a task) for this thread's tasks, then a barrier, as Team::for_each.
+  template <class F>
+  void for_own_tasks(Team& team, F&& f) const;
   std::int64_t arena_offset(const UpdateTask& task) const;
   std::int64_t arena_count(const UpdateTask& task) const;
   void stage_running_statistics(const Pass& pass);
@@ -119,6 +124,7 @@ class CpuEngine final : public Engine<T> {
   std::optional<Fit> fit_;
   std::unique_ptr<Workspace<T>> workspace_;
   UpdateParts parts_;
+  TeamSizer sizer_;
   double average_weight_ = 0.0;  // of the update in progress; 0: none
   Arena<T> gradients_;           // only when the optimizer is not fused with the weight gradients
   Arena<double> task_norms_;

@@ -4,10 +4,12 @@
 // only to the workspace, the gradient arena and staged copies.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <utility>
 
 #include "core/error.h"
+#include "network/cpu_phases.h"
 #include "training/cpu_engine.h"
 
 namespace thalweg {
@@ -16,6 +18,10 @@ namespace {
 // Updates of more flops than this per thread (about 100 ms) keep gradient and optimizer apart, so
 // that an interrupt can still discard them.
 constexpr double kFusedFlops = 5e9;
+// Updates of fewer flops (about 1 ms of one thread) find out by time how many threads make them.
+constexpr double kTimedFlops = 1e8;
+// Another thread may be tried for as much work (about 2 microseconds).
+constexpr double kThreadFlops = 2e5;
 
 }  // namespace
 
@@ -59,6 +65,19 @@ template <class T>
 std::int64_t CpuEngine<T>::arena_count(const UpdateTask& task) const {
   const Tensor& tensor = plan_.tensors[task.tensor];
   return tensor.is_weight() ? kTile : tensor.padded;
+}
+
+template <class T>
+template <class F>
+void CpuEngine<T>::for_own_tasks(Team& team, F&& f) const {
+  const auto tasks = static_cast<std::int64_t>(updates_.size());
+  for (std::int64_t first = 0, count; first < tasks; first += count) {
+    const int tensor = updates_[first].tensor;
+    count = plan_.tensors[tensor].tiles();
+    const Range own = update_share(team, tensor, count);
+    for (std::int64_t t = own.begin; t < own.end && !team.stop_requested(); ++t) f(first + t);
+  }
+  team.barrier();
 }
 
 // Optimizer, average and copies of one task's elements; without a gradient they are
@@ -122,6 +141,16 @@ std::string CpuEngine<T>::first_gradient_not_finite() const {
 }
 
 template <class T>
+int CpuEngine<T>::team_size_for(std::int64_t rows) {
+  const int useful = threads_for(rows, 3.0);
+  const double flops = 3.0 * plan_.flops_per_row * static_cast<double>(rows);
+  if (flops > kTimedFlops) return useful;
+  const double most = std::clamp(flops / kThreadFlops, 1.0, static_cast<double>(threads_));
+  sizer_.set_limits(useful, std::max(useful, static_cast<int>(most)));
+  return sizer_.threads();
+}
+
+template <class T>
 bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interrupt& interrupt,
                           RunResult* result) {
   const FitSource& source = fit_->source;
@@ -157,7 +186,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
   const bool custom = static_cast<bool>(custom_loss);
   const bool keep_gradients = plan_.description.clip_norm.has_value() ||
                               plan_.description.check_finite == CheckFinite::kGradients;
-  const int team_size = threads_for(most_rows, 3.0);
+  const int team_size = team_size_for(most_rows);
   const double flops = 3.0 * plan_.flops_per_row * static_cast<double>(rows);
   const bool fused = parts.size() == 1 && !keep_gradients && flops < kFusedFlops * team_size;
   if (!fused && gradients_.size() == 0) gradients_ = Arena<T>(plan_.arena_size);
@@ -171,11 +200,6 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
   ThreadPool& pool = ThreadPool::shared();
   std::atomic<std::int64_t> skipped{0};
   bool committed = false;
-  const auto commit = [&](Team& team) {
-    if (!team.commit()) return false;
-    if (team.rank() == 0) committed = true;
-    return true;
-  };
   const auto update_range = [&](const UpdateTask& task, const T* gradient) {
     const std::int64_t bad = apply(task, gradient);
     if (bad > 0) skipped.fetch_add(bad, std::memory_order_relaxed);
@@ -213,30 +237,31 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
     LossTotals totals;
 
     const auto ahead = [&](Team& team) {
-      if (!order.sequential() || custom) {
-        team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
-          const Range range = row_block(block, batch.rows);
-          for (std::int64_t r = range.begin; r < range.end; ++r)
-            workspace.row_index[r] = order(batch.first + r);
-        });
-      }
       gather(team, batch, kernels_, workspace);
       CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
       Executor(backend).forward(pass);
     };
+    // The gradient of the loss is in the workspace. The losses too unless they are the caller's.
     const auto back = [&](Team& team) {
       CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
       Executor executor(backend);
       executor.backward(pass);
-      team.single([&] { stage_running_statistics(pass); });
+      if (team.rank() == 0) stage_running_statistics(pass);
+      if (fused ? !team.commit() : team.stopped()) return;
+      if (!custom) {
+        LossTotals sums;  // every thread has them, and judges alike
+        backend.add_losses(&sums);
+        if (team.rank() == 0) totals = sums;
+        if (!std::isfinite(sums.loss)) return;
+      }
       if (!fused) {
         executor.gradients(gradients_.data(), i > 0,
                            [&](int tensor) { return !optimizer_.frozen(tensor); });
         return;
       }
-      if (!commit(team)) return;
+      if (team.rank() == 0) committed = true;
       alignas(64) T tile[kTile];
-      team.for_each(tasks, [&](std::int64_t u) {
+      for_own_tasks(team, [&](std::int64_t u) {
         const UpdateTask& task = updates_[u];
         if (optimizer_.frozen(task.tensor)) {
           update_range(task, nullptr);
@@ -248,7 +273,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
         }
       });
     };
-    if (!order.sequential() || custom) batch.index = workspace.row_index.data();
+    if (!order.sequential() || custom) batch.order = &order;
 
     if (custom) {
       if (discarded(pool.run(team_size, ahead, interrupt, Subnormals::kFlush))) return false;
@@ -266,8 +291,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
             CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
             Executor(backend).loss(
                 pass, {gradient_scale, batch.weighted(), source.targets == Targets::kDense},
-                &totals);
-            if (team.stopped() || !std::isfinite(totals.loss)) return;
+                nullptr);
             back(team);
           },
           interrupt, Subnormals::kFlush);
@@ -284,7 +308,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
         team_size,
         [&](Team& team) {
           if (keep_gradients) {
-            team.for_each(tasks, [&](std::int64_t u) {
+            for_own_tasks(team, [&](std::int64_t u) {
               const UpdateTask& task = updates_[u];
               task_norms_[u] = optimizer_.frozen(task.tensor)
                                    ? 0.0
@@ -296,11 +320,12 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
             });
             if (!std::isfinite(squares)) return;
           }
-          if (!commit(team)) return;
+          if (!team.commit()) return;
+          if (team.rank() == 0) committed = true;
           const double norm = std::sqrt(squares);
           const double limit = plan_.description.clip_norm.value_or(0.0);
           const bool clip = plan_.description.clip_norm.has_value() && norm > limit;
-          team.for_each(tasks, [&](std::int64_t u) {
+          for_own_tasks(team, [&](std::int64_t u) {
             const UpdateTask& task = updates_[u];
             const bool frozen = optimizer_.frozen(task.tensor);
             T* gradient = frozen ? nullptr : gradients_.data() + arena_offset(task);
@@ -340,8 +365,11 @@ RunResult CpuEngine<T>::run(const Order& order, std::int64_t updates, const Inte
   while (result.end == RunEnd::kComplete && result.updates < updates &&
          cursor->position < cursor->rows) {
     next_parts(plan_, *cursor, &parts_);
+    const auto start = std::chrono::steady_clock::now();
     const bool updated = !parts_.parts.empty() &&
                          update(fit_->stacked ? consecutive : order, *cursor, interrupt, &result);
+    if (updated)
+      sizer_.add(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     if (!updated && result.end != RunEnd::kComplete) break;
     cursor->position = parts_.end;
     cursor->skipped_rows += parts_.lone_rows;

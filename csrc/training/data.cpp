@@ -347,14 +347,15 @@ void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
   const Panels<T> x = workspace.value(0);
   const Panels<T> targets{workspace.targets.data(), batch.rows,
                           batch.targets == Targets::kDense ? data.y.cols : 0};
-  const auto row_of = [&](std::int64_t r) {
-    return batch.index != nullptr ? batch.index[r] : batch.first + r;
-  };
+  std::int64_t* const index = batch.order != nullptr ? workspace.row_index.data() : nullptr;
+  const auto row_of = [&](std::int64_t r) { return index != nullptr ? index[r] : batch.first + r; };
   team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
     const Range rows = row_block(block, batch.rows);
-    kernels.gather(data.x, batch.index, batch.first, rows, x);
-    if (batch.targets == Targets::kDense)
-      kernels.gather(data.y, batch.index, batch.first, rows, targets);
+    if (index != nullptr)
+      for (std::int64_t r = rows.begin; r < rows.end; ++r)
+        index[r] = (*batch.order)(batch.first + r);
+    kernels.gather(data.x, index, batch.first, rows, x);
+    if (batch.targets == Targets::kDense) kernels.gather(data.y, index, batch.first, rows, targets);
     if (batch.targets == Targets::kLabels)
       with_reader(data.y.dtype, [&](auto read) {
         for (std::int64_t r = rows.begin; r < rows.end; ++r)

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/layout.h"
 #include "core/thread_pool.h"
+#include "math/order.h"
 #include "network/plan.h"
 #include "network/workspace.h"
 #include "training/device_exchange.h"
@@ -122,8 +123,8 @@ struct Batch {
   const Data* data = nullptr;
   Targets targets = Targets::kNone;
   const std::vector<double>* class_weights = nullptr;  // null: ones
-  const std::int64_t* index = nullptr;                 // rows of the data set, or
-  std::int64_t first = 0;                              // its first row when they are consecutive
+  const Order* order = nullptr;                        // of the data set's rows; null: as they lie
+  std::int64_t first = 0;                              // position in that order
   std::int64_t rows = 0;
   std::int64_t classes = 0;   // labels are below
   bool fill_weights = false;  // fill the row weights even when they are all one
@@ -153,8 +154,9 @@ double total_weight(const Batch& batch, RowOf row_of, double* blocks, int thread
   return total;
 }
 
-// Collective: fills value(0), labels or targets, and row weights of the workspace. ValueError for
-// labels that the caller has changed to invalid ones since they were checked.
+// Collective: fills value(0), labels or targets, row weights and, in an order, row_index of the
+// workspace. ValueError for labels that the caller has changed to invalid ones since they were
+// checked.
 template <class T>
 void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
             Workspace<T>& workspace);

@@ -37,6 +37,7 @@
 #include "network/description.h"
 #include "training/checkpoint_file.h"
 #include "training/schedule.h"
+#include "training/team_sizer.h"
 
 #if defined(__SANITIZE_THREAD__)
 constexpr bool kThreadSanitizer = true;
@@ -415,6 +416,45 @@ void test_cgroup_quota() {
   expect(std::isinf(quota("4:memory:/x/y\nnonsense\n:\n")), "other controllers");
 }
 
+// Threads after `updates` updates whose seconds `time` says, and the most that were tried.
+template <class Time>
+std::pair<int, int> settled_threads(thalweg::TeamSizer& sizer, int updates, Time time) {
+  int most = 0;
+  std::vector<int> used(257, 0);
+  for (int i = 0; i < updates; ++i) {
+    const int threads = sizer.threads();
+    most = std::max(most, threads);
+    ++used[threads];
+    sizer.add(time(threads));
+  }
+  return {static_cast<int>(std::max_element(used.begin(), used.end()) - used.begin()), most};
+}
+
+void test_team_sizer() {
+  const auto scales = [](int threads) { return 1e-3 / threads; };
+  const auto slower = [](int threads) { return 1e-4 * threads; };
+  const auto valley = [](int threads) { return 1e-4 * (8.0 / threads + threads / 2.0); };
+  thalweg::TeamSizer sizer;
+  sizer.set_limits(1, 6);
+  expect(settled_threads(sizer, 2000, scales) == std::pair(6, 6), "threads that help are used");
+  expect(settled_threads(sizer, 4000, slower).first == 1, "given back when they hinder");
+  expect(settled_threads(sizer, 4000, valley).first == 4, "the best number between");
+  sizer.set_limits(1, 6);
+  expect(sizer.threads() == 4, "the same limits change nothing");
+  sizer.set_limits(2, 2);
+  expect(settled_threads(sizer, 1000, scales) == std::pair(2, 2), "never more than allowed");
+  sizer.set_limits(1, 1);
+  expect(settled_threads(sizer, 1000, scales) == std::pair(1, 1), "one thread");
+  // A comparison of equals changes nothing, and costs few updates.
+  sizer.set_limits(2, 4);
+  int others = 0;
+  for (int i = 0; i < 100000; ++i) {
+    others += sizer.threads() != 2 ? 1 : 0;
+    sizer.add(2e-5);
+  }
+  expect(others > 0 && others < 500, concat("equal teams: ", others, " updates with others"));
+}
+
 void test_pool() {
   test_team_sizes();
   test_every_chunk_once();
@@ -429,6 +469,7 @@ void test_pool() {
   test_floating_point_environment();
   test_default_threads();
   test_cgroup_quota();
+  test_team_sizer();
 }
 
 // ---- Arenas
