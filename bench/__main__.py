@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "--libraries",
         type=lambda text: _known(_list(text), mnist.LIBRARIES, "libraries"),
         default=["thalweg"],
-        help="thalweg,torch",
+        help=f"out of {', '.join(mnist.LIBRARIES)}",
     )
     digits.add_argument("--seeds", type=int, default=1)
     digits.add_argument("--epochs", type=int, default=10)

@@ -83,6 +83,21 @@ import json
 from bench import machine
 print(json.dumps({{"started": t0, **times, "peak_memory_mib": machine.peak_memory_mib()}}))
 """
+# Two weights and two biases: what an update takes besides arithmetic.
+_SMALLEST_UPDATE = """
+import time
+import numpy as np
+import thalweg as tw
+from thalweg import nn, optim
+layers = nn.Sequential(nn.Dense(1), nn.ReLU(), nn.Dense(1))
+model = tw.Model(layers, in_features=1, loss="squared_error", optimizer=optim.Adam(1e-3))
+x = np.linspace(-1, 1, 4096, dtype=np.float32)[:, None]
+updates = 50_000
+for _ in range(2):
+    begin = time.perf_counter()
+    model.fit(x, x, batch_size=2, epochs=1000, max_steps=updates, verbose=False)
+print(1e6 * (time.perf_counter() - begin) / updates)
+"""
 _PACKAGES = {"sklearn": "scikit-learn"}
 LIBRARIES = tuple(_FIRST_STEP)
 
@@ -108,6 +123,14 @@ def _start(library: str, python: str) -> dict[str, float] | None:
         "process_to_first_step_ms": 1e3 * (answer["stepped"] - begin),
         "peak_memory_mib": answer["peak_memory_mib"],
     }
+
+
+def _smallest_update_us(python: str) -> float:
+    """Microseconds of one update by `fit` of the smallest network, in a process of its own."""
+    done = subprocess.run(
+        [python, "-c", _SMALLEST_UPDATE], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
 
 
 def _files_bytes(distribution: importlib.metadata.Distribution) -> int:
@@ -191,6 +214,9 @@ def measure(
             column: quartiles([run[column] for run in runs[name]]) for column in runs[name][0]
         }
         entry["install"] = _installed_size_in(interpreters[name], _PACKAGES.get(name, name))
+        if name == "thalweg":
+            times = [_smallest_update_us(interpreters[name]) for _ in range(repetitions)]
+            entry["smallest_update_us"] = quartiles(times)
         row["libraries"][name] = entry
     return row
 
@@ -211,5 +237,8 @@ def describe(row: Mapping[str, Any]) -> str:
             f"{install.get('package_mb', '-'):>11} {install.get('with_dependencies_mb', '-'):>10}"
             + (" (editable)" if install.get("editable") else "")
         )
+        if "smallest_update_us" in entry:
+            median = entry["smallest_update_us"]["median"]
+            lines.append(f"{'':<10} an update of the smallest network: {median:.1f} us")
     lines += [f"{name}: skipped, {reason}" for name, reason in row["skipped"].items()]
     return "\n".join(lines)

@@ -7,7 +7,9 @@ a cosine, 10 epochs by default.
 
 from __future__ import annotations
 
+import functools
 import gzip
+import itertools
 import json
 import os
 import subprocess
@@ -19,11 +21,13 @@ from typing import Any
 
 from bench import machine
 
-LIBRARIES = ("thalweg", "torch")
+LIBRARIES = ("thalweg", "thalweg-medium", "torch", "jax")
 _HIDDEN, _LR = (512, 512), 1e-3
 
 
-def _thalweg(seed: int, epochs: int, batch: int, threads: int) -> dict[str, float]:
+def _thalweg(
+    seed: int, epochs: int, batch: int, threads: int, precision: str = "highest"
+) -> dict[str, float]:
     import thalweg as tw
     from thalweg import datasets, nn, optim, schedules
 
@@ -39,6 +43,7 @@ def _thalweg(seed: int, epochs: int, batch: int, threads: int) -> dict[str, floa
         device="cpu",
         seed=seed,
         threads=threads,
+        matmul_precision=precision,
     )
     start = time.perf_counter()
     model.fit(data.x_train, data.y_train, epochs=epochs, batch_size=batch, verbose=False)
@@ -56,18 +61,23 @@ def _idx(name: str, header: int) -> Any:
     return np.frombuffer(data, np.uint8, offset=header)
 
 
+def _arrays() -> list[Any]:
+    """Pixels in [0, 1] of the training and test examples, and their labels."""
+    import numpy as np
+
+    pixels = [_idx(f"{part}-images-idx3-ubyte", 16) for part in ("train", "t10k")]
+    labels = [_idx(f"{part}-labels-idx1-ubyte", 8) for part in ("train", "t10k")]
+    images = [values.reshape(-1, 784).astype(np.float32) / np.float32(255) for values in pixels]
+    return images + [values.astype(np.int64) for values in labels]
+
+
 def _torch(seed: int, epochs: int, batch: int, threads: int) -> dict[str, float]:
     import torch
     from torch import nn
 
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    pixels = [
-        torch.from_numpy(_idx(f"{p}-images-idx3-ubyte", 16).copy()) for p in ("train", "t10k")
-    ]
-    x, x_test = (values.view(-1, 784).float().div_(255) for values in pixels)
-    labels = [torch.from_numpy(_idx(f"{p}-labels-idx1-ubyte", 8).copy()) for p in ("train", "t10k")]
-    y, y_test = (values.long() for values in labels)
+    x, x_test, y, y_test = map(torch.from_numpy, _arrays())
     layers: list[nn.Module] = []
     for i, o in zip((784, *_HIDDEN[:-1]), _HIDDEN, strict=True):
         layers += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
@@ -91,9 +101,54 @@ def _torch(seed: int, epochs: int, batch: int, threads: int) -> dict[str, float]
     return {"train_seconds": seconds, "accuracy": accuracy}
 
 
+def _jax(seed: int, epochs: int, batch: int, threads: int) -> dict[str, float]:
+    """A jitted scan over the full minibatches of an epoch, and a step for what is left."""
+    del threads  # XLA takes the processors that the process may use
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from bench.cases import CASES
+    from bench.peers import jax_peer
+
+    x, x_test, y, y_test = map(jnp.asarray, _arrays())
+    case, rng = CASES["b"], np.random.default_rng(seed)
+    steps = epochs * -(-len(x) // batch)
+    full = len(x) // batch
+
+    def step(state: Any, index: Any) -> Any:
+        lr = 0.5 * _LR * (1 + jnp.cos(jnp.pi * state["updates"] / steps))
+        return jax_peer.step(case, lr, state, x, y, index)[0]
+
+    def epoch(state: Any, order: Any) -> Any:
+        index = order[: full * batch].reshape(full, batch)
+        state, _ = jax.lax.scan(lambda s, i: (step(s, i), None), state, index)
+        return step(state, order[full * batch :]) if len(x) % batch else state
+
+    weights = [
+        rng.normal(0, (2 / i) ** 0.5, (o, i)).astype(np.float32)
+        for i, o in itertools.pairwise(case.widths)
+    ]
+    state = jax_peer.initial_state(case, weights)
+    order = jnp.arange(len(x), dtype=jnp.int32)
+    run = jax.jit(epoch, donate_argnums=0).lower(state, order).compile()
+    start = time.perf_counter()
+    for _ in range(epochs):
+        state = run(state, jnp.asarray(rng.permutation(len(x)).astype(np.int32)))
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    logits, _ = jax_peer.forward(case, state["layers"], x_test, state["running"])
+    return {"train_seconds": seconds, "accuracy": float((logits.argmax(axis=1) == y_test).mean())}
+
+
 def _process() -> None:
     library, seed, epochs, batch, threads = sys.argv[1:]
-    train = {"thalweg": _thalweg, "torch": _torch}[library]
+    train = {
+        "thalweg": _thalweg,
+        "thalweg-medium": functools.partial(_thalweg, precision="medium"),
+        "torch": _torch,
+        "jax": _jax,
+    }[library]
     answer = train(int(seed), int(epochs), int(batch), int(threads))
     print(json.dumps({**answer, "peak_memory_mib": machine.peak_memory_mib()}))
 
@@ -155,13 +210,13 @@ def describe(row: Mapping[str, Any]) -> str:
     """The row as a small table for the terminal."""
     lines = [f"{row['title']}; {row['epochs']} epochs, batch {row['batch']}"]
     lines.append(
-        f"  {'library':<10} {'seed':>4} {'accuracy':>9} {'training s':>11} {'process s':>10} "
+        f"  {'library':<14} {'seed':>4} {'accuracy':>9} {'training s':>11} {'process s':>10} "
         f"{'peak MiB':>9}"
     )
     for name, runs in row["libraries"].items():
         for run in runs:
             lines.append(
-                f"  {name:<10} {run['seed']:>4.0f} {run['accuracy']:>9.4f} "
+                f"  {name:<14} {run['seed']:>4.0f} {run['accuracy']:>9.4f} "
                 f"{run['train_seconds']:>11.2f} {run['process_seconds']:>10.2f} "
                 f"{run['peak_memory_mib']:>9.0f}"
             )

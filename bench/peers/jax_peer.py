@@ -16,7 +16,7 @@ from bench.cases import ADAM_EPS, BETA1, BETA2, BN_EPS, BN_MOMENTUM, MOMENTUM, C
 _SCAN_FLOPS = 5e9
 
 
-def _forward(
+def forward(
     case: Case, layers: list[dict[str, Any]], x: Any, running: list[Any] | None = None
 ) -> tuple[Any, list[Any]]:
     """Logits, and mean and unbiased variance of every batch norm; inference with `running` ones."""
@@ -37,8 +37,8 @@ def _forward(
 def loss_of_layers(
     layers: list[dict[str, Any]], case: Case, x: Any, y: Any, running: list[Any] | None = None
 ) -> tuple[Any, list[Any]]:
-    """Mean cross-entropy, and what `_forward` says of every batch norm."""
-    logits, statistics = _forward(case, layers, x, running)
+    """Mean cross-entropy, and what `forward` says of every batch norm."""
+    logits, statistics = forward(case, layers, x, running)
     picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
     return (jax.nn.logsumexp(logits, axis=1) - picked).mean(), statistics
 
@@ -64,7 +64,7 @@ def _momentum(lr: float, state: dict[str, Any], gradients: Any) -> dict[str, Any
     return {"layers": layers, "first": velocity, "updates": state["updates"] + 1}
 
 
-def _step(case: Case, lr: float, state: dict[str, Any], x: Any, y: Any, index: Any) -> Any:
+def step(case: Case, lr: float, state: dict[str, Any], x: Any, y: Any, index: Any) -> Any:
     """One update on the rows of `index`: the new state and the loss before."""
     gradient = jax.value_and_grad(loss_of_layers, has_aux=True)
     (loss, statistics), gradients = gradient(state["layers"], case, x[index], y[index])
@@ -73,6 +73,27 @@ def _step(case: Case, lr: float, state: dict[str, Any], x: Any, y: Any, index: A
         lambda old, new: old + BN_MOMENTUM * (new - old), state["running"], statistics
     )
     return {**update(lr, state, gradients), "running": running}, loss
+
+
+def initial_state(case: Case, weights: list[Any]) -> dict[str, Any]:
+    """What `step` carries along, from weights [out, in]."""
+    layers, running = [], []
+    for number, weight in enumerate(weights):
+        # [in, out]: the layout in which XLA's products are fastest.
+        layer = {"weight": jnp.asarray(weight.T.copy()), "bias": jnp.zeros(len(weight))}
+        if case.batch_norm and number + 1 < len(weights):
+            layer["gamma"] = jnp.ones(len(weight))
+            running.append((jnp.zeros(len(weight)), jnp.ones(len(weight))))
+        layers.append(layer)
+    state: dict[str, Any] = {
+        "layers": layers,
+        "first": jax.tree.map(jnp.zeros_like, layers),
+        "running": running,
+        "updates": jnp.zeros((), jnp.int32),
+    }
+    if case.optimizer == "adam":
+        state["second"] = jax.tree.map(jnp.zeros_like, layers)
+    return state
 
 
 class JaxPeer:
@@ -86,8 +107,8 @@ class JaxPeer:
         self._x, self._y = jnp.asarray(problem.x), jnp.asarray(problem.y)
         self._rng = np.random.default_rng(1)
         self._order, self._position = jnp.empty(0, jnp.int32), 0
-        step = functools.partial(_step, case, problem.lr)
-        self._step: Any = jax.jit(step, donate_argnums=0)
+        update = functools.partial(step, case, problem.lr)
+        self._step: Any = jax.jit(update, donate_argnums=0)
         self._scan: Any = None
         self.granularity = 1
         if mode == "scan":
@@ -101,41 +122,25 @@ class JaxPeer:
                 size = length * problem.batch
                 rows = jax.lax.dynamic_slice(order, (start,), (size,))
                 return jax.lax.scan(
-                    lambda s, index: step(s, x, y, index), state, rows.reshape(length, -1)
+                    lambda s, index: update(s, x, y, index), state, rows.reshape(length, -1)
                 )
 
             self._scan = jax.jit(scan, donate_argnums=0)
 
         def take(state: Any, x: Any, y: Any, order: Any, start: Any) -> Any:
-            return step(state, x, y, jax.lax.dynamic_slice(order, (start,), (problem.batch,)))
+            return update(state, x, y, jax.lax.dynamic_slice(order, (start,), (problem.batch,)))
 
         self._take: Any = jax.jit(take, donate_argnums=0)
 
         def probabilities(state: Any, x: Any, start: Any) -> Any:
             rows = jax.lax.dynamic_slice_in_dim(x, start, problem.batch)
-            return jax.nn.softmax(_forward(case, state["layers"], rows, state["running"])[0])
+            return jax.nn.softmax(forward(case, state["layers"], rows, state["running"])[0])
 
         self._probabilities: Any = jax.jit(probabilities)
         self._reset()
 
     def _reset(self) -> None:
-        case = self._problem.case
-        layers, running = [], []
-        for number, weight in enumerate(self._problem.weights):
-            # [in, out]: the layout in which XLA's products are fastest.
-            layer = {"weight": jnp.asarray(weight.T.copy()), "bias": jnp.zeros(len(weight))}
-            if case.batch_norm and number + 1 < len(self._problem.weights):
-                layer["gamma"] = jnp.ones(len(weight))
-                running.append((jnp.zeros(len(weight)), jnp.ones(len(weight))))
-            layers.append(layer)
-        self._state: dict[str, Any] = {
-            "layers": layers,
-            "first": jax.tree.map(jnp.zeros_like, layers),
-            "running": running,
-            "updates": jnp.zeros((), jnp.int32),
-        }
-        if case.optimizer == "adam":
-            self._state["second"] = jax.tree.map(jnp.zeros_like, layers)
+        self._state = initial_state(self._problem.case, self._problem.weights)
 
     def losses(self, steps: int) -> list[float]:
         self._reset()
