@@ -198,6 +198,7 @@ DATA: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sample_weight": -W}, ValueError, r"sample_weight\[0\] = -1"),
     ({"sample_weight": with_nan((40,))}, ValueError, r"sample_weight\[39\] = nan"),
     ({"sample_weight": 0 * W}, ValueError, "positive sum"),
+    ({"sample_weight": np.full(40, 1e-38)}, ValueError, "below 1.2e-38 count as zero"),
 ]
 
 

@@ -810,7 +810,7 @@ def run(program: Path, seed: int, mutant: int | None) -> tuple[int, str]:
     environment = {**os.environ, "THALWEG_EMULATOR_SEED": str(seed), "THALWEG_TEST_STOP": "1"}
     if mutant is not None:
         environment["THALWEG_MUTANT"] = str(mutant)
-    done = subprocess.run([program], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -647,6 +647,24 @@ def test_max_steps_and_resume_inside_an_epoch() -> None:
     assert last["accuracy"] == rows[-1]["accuracy"]
 
 
+def test_tiny_weights_count_as_zero() -> None:
+    x, y, w = data()
+    tiny = np.where(np.arange(len(w)) < 32, 1e-39, w.astype(np.float64))
+    models = [model_of(describe(layers=PLAIN)) for _ in range(2)]
+    rows = [
+        model.fit(
+            x, y, sample_weight=weights, epochs=2, batch_size=16, shuffle=False, verbose=False
+        )
+        for model, weights in zip(models, (tiny, np.where(tiny < 1e-38, 0, tiny)), strict=True)
+    ]
+    assert_same(*models)
+    assert (
+        rows[0].skipped_rows == rows[1].skipped_rows == 2 * 32
+    )  # whole minibatches without weight
+    assert rows[0].epochs[-1]["loss"] == rows[1].epochs[-1]["loss"]
+    assert np.isfinite(rows[0]["loss"]).all()
+
+
 def test_stop_at_loss() -> None:
     x, y, _ = data()
     model = model_of(describe(layers=PLAIN, optimizer={"type": "adam", "lr": 0.01}))

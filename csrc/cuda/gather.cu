@@ -2,6 +2,7 @@
 #include "cuda/device_array.h"
 #include "cuda/gather.h"
 #include "cuda/quad_loop.h"
+#include "math/row_weight.h"
 
 namespace thalweg::cuda {
 namespace {
@@ -104,7 +105,7 @@ void gather_targets_kernel(const GatherTargets<T> problem, const DeviceColumn la
     }
     weight = weights.data != nullptr ? weights.get<double>(row) : 1.0;
     if (problem.class_weights != nullptr) weight *= problem.class_weights[label];
-    const T rounded = static_cast<T>(weight);
+    const T rounded = rounded_weight<T>(weight);
     weight = static_cast<double>(rounded);
     if (problem.row_weights != nullptr) problem.row_weights[r] = rounded;
   }
@@ -192,7 +193,7 @@ TW_KERNEL void check_elements_kernel(const ArrayView x, const bool aligned, cons
     if (!obeys(value, rule, limit) && static_cast<unsigned long long>(i) < first_bad) {
       first_bad = static_cast<unsigned long long>(i);
     }
-    positive += value > 0.0 ? 1 : 0;
+    positive += value >= kLeastWeight ? 1 : 0;
   }
   for (int distance = kWarpThreads / 2; distance > 0; distance /= 2) {
     const unsigned long long other = shuffle_xor(first_bad, distance);

@@ -63,7 +63,7 @@ void pack(const T* in, std::int64_t leading, const Matrix<T>& out, cudaStream_t 
 
 struct ElementCheck {
   unsigned long long first_bad;  // r * cols + c, or ~0
-  unsigned long long positive;   // how many are above zero
+  unsigned long long positive;   // how many would count as weights
 };
 // *result of the elements of x; the caller sets it to {~0, 0} before.
 void check_elements(const ArrayView& x, ElementRule rule, double limit, ElementCheck* result,

@@ -12,6 +12,7 @@
 #include "cpu/kernels.h"
 #include "math/element_rule.h"
 #include "math/losses.h"
+#include "math/row_weight.h"
 
 namespace thalweg {
 namespace {
@@ -111,7 +112,7 @@ ElementReport find_bad_element(const DataCheck& check, const ArrayView& array, E
                 for (std::int64_t r = rows.begin; r < rows.end; ++r)
                   for (std::int64_t c = 0; c < array.cols; ++c) {
                     const double value = read(element(array, r, c));
-                    any_positive |= value > 0.0;
+                    any_positive |= value >= kLeastWeight;
                     if (obeys(value, rule, limit)) continue;
                     const std::int64_t place = r * array.cols + c;
                     std::int64_t least = first_bad.load();
@@ -163,7 +164,7 @@ class ElementChecks {
   void judge(const Item& item, const ElementReport& report) const {
     expect<ValueError>(report.first_bad || report.positive || !item.some_positive, "[",
                        check_.operation, "] expected ", item.name,
-                       " with a positive sum, got all zeros");
+                       " with a positive sum, got all zeros (numbers below 1.2e-38 count as zero)");
     if (!report.first_bad) return;
     const ArrayView& array = item.array;
     const std::int64_t r = *report.first_bad / array.cols, c = *report.first_bad % array.cols;
@@ -337,7 +338,7 @@ double row_weight(const Batch& batch, std::int64_t row) {
         with_reader(data.y.dtype, [&](auto read) { return label_at(read, batch, row); });
     weight *= (*batch.class_weights)[static_cast<std::size_t>(label)];
   }
-  return static_cast<double>(static_cast<T>(weight));
+  return static_cast<double>(rounded_weight<T>(weight));
 }
 
 template <class T>
