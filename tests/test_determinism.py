@@ -84,6 +84,49 @@ def test_threads_do_not_change_bits(setting: str) -> None:
     assert all(state == states[1] for state in states.values())
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a minibatch")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dtype": "float64", "optimizer": optim.Adam()},
+        {"matmul_precision": "medium"},
+        {"custom_loss": True},
+        {
+            "averaging": optim.EMA(0.9),
+            "optimizer": optim.Adam(groups=[optim.Group("layers.0.*", frozen=True)]),
+        },
+    ],
+    ids=lambda options: next(iter(options), "fused"),
+)
+@pytest.mark.parametrize("batch_size", [1024, 1000, 769, 512])
+def test_threads_that_keep_to_their_rows_change_no_bits(
+    options: dict[str, Any], batch_size: int
+) -> None:
+    """Minibatches so high that 2, 4 and 8 threads divide the rows, and 3 do not."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2100, 128)).astype(np.float32)
+    y = rng.integers(0, CLASSES, len(x))
+
+    def squared_error(z: Array, labels: Array) -> tuple[float, Array]:
+        error = np.asarray(z) - np.eye(CLASSES, dtype=np.float32)[labels]
+        return float((error**2).mean()), 2 * error / error.size
+
+    if "custom_loss" in options:
+        options = {"loss": squared_error}
+    layers: list[nn.Layer] = [
+        nn.Dense(96), nn.BatchNorm(), nn.ReLU(), nn.Dropout(0.1),
+        nn.Residual(nn.Dense(96), nn.BatchNorm(weighted=True), nn.GELU()),
+        nn.Maxout(70, 2), nn.Dense(CLASSES),
+    ]  # fmt: skip
+    states = {}
+    for threads in THREADS:
+        m = tw.Model(layers, 128, threads=threads, **{"optimizer": optim.Momentum(0.05), **options})
+        history = m.fit(x, y, epochs=2, batch_size=batch_size, verbose=False)
+        states[threads] = (snapshot(m), history["loss"])
+    assert all(state == states[1] for state in states.values())
+
+
 def test_twenty_runs_give_one_result() -> None:
     x, y, w = data(200)
 

@@ -22,6 +22,9 @@ inline constexpr std::int64_t kGroupBlock = 256;
 inline constexpr std::int64_t kRowBlock = 64;
 // GEMM accumulators are added into memory at least every this many products.
 inline constexpr std::int64_t kPromote = 256;
+// The sum over rows of a parameter's gradient is that of its two halves, down to this many rows: a
+// tree, so that threads may keep to one half each.
+inline constexpr std::int64_t kGradientRows = 128;
 
 TW_HD constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 TW_HD constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -31,7 +34,7 @@ TW_HD constexpr std::int64_t row_blocks_of(std::int64_t rows) { return ceil_div(
 struct Range {
   std::int64_t begin = 0;
   std::int64_t end = 0;
-  std::int64_t size() const { return end - begin; }
+  constexpr std::int64_t size() const { return end - begin; }
 };
 
 constexpr Range rows_of_blocks(Range blocks, std::int64_t rows) {
@@ -41,6 +44,12 @@ constexpr Range rows_of_blocks(Range blocks, std::int64_t rows) {
 constexpr Range row_block(std::int64_t block, std::int64_t rows) {
   return rows_of_blocks({block, block + 1}, rows);
 }
+
+// The two halves of more than kGradientRows rows.
+constexpr Range first_half(Range rows) {
+  return {rows.begin, rows.begin + round_up(ceil_div(rows.size(), 2), kGradientRows)};
+}
+constexpr Range second_half(Range rows) { return {first_half(rows).end, rows.end}; }
 
 // A borrowed [rows, width] matrix in panels.
 template <class T>

@@ -1,6 +1,7 @@
 // Data between caller-owned arrays of any real type and strides, and panels.
 #include "cpu/operations.h"
 #include "cpu/simd.h"
+#include "math/permutation.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
@@ -166,6 +167,11 @@ bool rows_finite(const ArrayView& x, Range rows) {
 }
 
 }  // namespace
+
+void permute(const PermutationKeys& keys, std::uint64_t first, std::int64_t count,
+             std::int64_t* indices) {
+  Permutation(keys).fill(first, count, indices);
+}
 
 template <class T>
 void gather(const ArrayView& x, const std::int64_t* index, std::int64_t first, Range rows,

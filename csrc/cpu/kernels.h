@@ -15,6 +15,7 @@
 #include "core/processor.h"
 #include "math/activation_kind.h"
 #include "math/bfloat16.h"
+#include "math/permutation_keys.h"
 
 namespace thalweg::cpu {
 
@@ -216,6 +217,9 @@ struct Kernels {
   const char* name;
 
   // ---- data movement
+  // indices[i] = the permutation's value at first + i.
+  void (*permute)(const PermutationKeys& keys, std::uint64_t first, std::int64_t count,
+                  std::int64_t* indices);
   // out[r] = x[index[r]] (or x[first + r] when index is null), cast to T.
   void (*gather)(const ArrayView& x, const std::int64_t* index, std::int64_t first, Range rows,
                  Panels<T> out);
@@ -225,7 +229,8 @@ struct Kernels {
 
   // ---- dense: forward with B = weight panels, dgrad with B = transposed panels
   void (*gemm)(const Gemm<T>& problem, Range rows, Range panels);  // rows begin at a row block
-  // tile[i][j] (+)= sum over rows of x[r][i] * dy[r][j]; x and dy at row 0 of a panel.
+  // tile[i][j] (+)= sum over rows of x[r][i] * dy[r][j]; x and dy at the first row of a panel. The
+  // sum is the tree that kGradientRows tells of; so is that of column_sum.
   void (*wgrad_tile)(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                      std::int64_t rows, bool accumulate, T* tile);
   void (*transpose_tile)(const T* tile, T* transposed);
@@ -239,7 +244,7 @@ struct Kernels {
   void (*pair_rows)(const float* panel, std::int64_t rows, BfloatPair* pairs);
   // Rounds the values of x and writes them as pairs. Rows begin at a row block.
   void (*round_to_bfloat16)(const BfloatPanels& out, Panels<float> x, Range rows, Range panels);
-  // out[j] (+)= sum over all rows of panel[r][j], by row blocks merged in double.
+  // out[j] (+)= sum over rows of panel[r][j].
   void (*column_sum)(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate,
                      T* out);
 

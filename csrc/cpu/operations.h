@@ -10,6 +10,8 @@ inline namespace TW_ISA {
 
 // ---- kernels (documented in kernels.h)
 
+void permute(const PermutationKeys& keys, std::uint64_t first, std::int64_t count,
+             std::int64_t* indices);
 template <class T>
 void gather(const ArrayView& x, const std::int64_t* index, std::int64_t first, Range rows,
             Panels<T> out);

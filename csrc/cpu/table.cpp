@@ -11,6 +11,7 @@ namespace {
 template <class T>
 constexpr Kernels<T> kTable{
     .name = TW_TEXT(TW_ISA),
+    .permute = &permute,
     .gather = &gather<T>,
     .scatter = &scatter<T>,
     .all_finite = &all_finite<T>,

@@ -93,32 +93,41 @@ TW_INLINE void transpose_square(const T* from, T* to) {
   for (int i = 0; i < kLanes; ++i) a[i].store(to + i * kPanel);
 }
 
-// `rows` rows of factors.
+// kSize sums over rows; leaf(rows, add, sums) makes them for at most kGradientRows rows.
+template <std::int64_t kSize, class T, class Leaf>
+void sum_over_rows(Range rows, bool add, T* sums, const Leaf& leaf) {
+  if (rows.size() <= kGradientRows) return leaf(rows, add, sums);
+  if (!add) {
+    sum_over_rows<kSize>(first_half(rows), false, sums, leaf);
+    return sum_over_rows<kSize>(second_half(rows), true, sums, leaf);
+  }
+  alignas(64) T part[kSize];
+  sum_over_rows<kSize>(rows, false, part, leaf);
+  for (std::int64_t i = 0; i < kSize; i += Vec<T>::kLanes)
+    (Vec<T>::load(sums + i) + Vec<T>::load(part + i)).store(sums + i);
+}
+
+// `count` factors of each column.
 template <class T, class E>
 void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t dy_lanes,
-                   std::int64_t rows, bool accumulate, T* tile) {
+                   std::int64_t count, bool add, T* tile) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
-  constexpr std::int64_t kMost = kPromote / Factor<E>::kProducts;
   const std::int64_t vectors = ceil_div(dy_lanes, kLanes);
-  std::int64_t begin = 0;
-  do {
-    for (std::int64_t vector = 0; vector < vectors; vector += kGroupVectors) {
-      const std::int64_t column = vector * kLanes;
-      const BlockArguments<T, E> group{.x = x + begin * kPanel,
-                                       .dy = dy + begin * kPanel + column,
-                                       .rows = rows - begin < kMost ? rows - begin : kMost,
-                                       .tile = tile + column,
-                                       .add = accumulate || begin > 0,
-                                       .column = column,
-                                       .lanes = dy_lanes};
-      if (vectors - vector >= kGroupVectors) {
-        multiply_group<T, E, kGroupVectors>(group, x_lanes);
-      } else {
-        multiply_group<T, E, 1>(group, x_lanes);
-      }
+  for (std::int64_t vector = 0; vector < vectors; vector += kGroupVectors) {
+    const std::int64_t column = vector * kLanes;
+    const BlockArguments<T, E> group{.x = x,
+                                     .dy = dy + column,
+                                     .rows = count,
+                                     .tile = tile + column,
+                                     .add = add,
+                                     .column = column,
+                                     .lanes = dy_lanes};
+    if (vectors - vector >= kGroupVectors) {
+      multiply_group<T, E, kGroupVectors>(group, x_lanes);
+    } else {
+      multiply_group<T, E, 1>(group, x_lanes);
     }
-    begin += kMost;
-  } while (begin < rows);
+  }
   for (std::int64_t i = 0; i < kPanel; ++i) {
     for (std::int64_t j = i < x_lanes ? vectors * kLanes : 0; j < kPanel; ++j) {
       tile[i * kPanel + j] = T(0);
@@ -131,19 +140,25 @@ void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t d
 template <class T>
 void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                 std::int64_t rows, bool accumulate, T* tile) {
-  multiply_tile(x, x_lanes, dy, dy_lanes, rows, accumulate, tile);
+  sum_over_rows<kTile>({0, rows}, accumulate, tile, [=](Range part, bool add, T* sums) {
+    const std::int64_t at = part.begin * kPanel;
+    multiply_tile(x + at, x_lanes, dy + at, dy_lanes, part.size(), add, sums);
+  });
 }
 
 void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,
                          std::int64_t dy_lanes, std::int64_t rows, bool accumulate, float* tile) {
-  const std::int64_t chunks = ceil_div(rows, kPanel);
+  sum_over_rows<kTile>({0, rows}, accumulate, tile, [=](Range part, bool add, float* sums) {
+    const std::int64_t at = part.begin * kPairs;
+    const std::int64_t chunks = ceil_div(part.size(), kPanel);
 #if defined(TW_AMX)
-  if (has_matrix_unit()) {
-    const Tiles tiles;
-    return multiply_on_tiles(x, kPairs * kPanel, dy, chunks, kPanel, accumulate, tile);
-  }
+    if (has_matrix_unit()) {
+      const Tiles tiles;
+      return multiply_on_tiles(x + at, kPairs * kPanel, dy + at, chunks, kPanel, add, sums);
+    }
 #endif
-  multiply_tile(x, x_lanes, dy, dy_lanes, chunks * kPairs, accumulate, tile);
+    multiply_tile(x + at, x_lanes, dy + at, dy_lanes, chunks * kPairs, add, sums);
+  });
 }
 
 template <class T>
@@ -157,30 +172,32 @@ void transpose_tile(const T* tile, T* transposed) {
 
 template <class T>
 void column_sum(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate, T* out) {
-  double total[kPanel] = {};
-  for (std::int64_t block = 0; block < row_blocks_of(rows); ++block) {
-    const Range range = row_block(block, rows);
-    T sum[kPanel];
-    for (std::int64_t vector = 0; vector < kPanelVectors<T>; ++vector) {
-      const std::int64_t column = vector * Vec<T>::kLanes;
-      // Even and odd rows apart: two chains of additions per vector.
-      Vec<T> even = Vec<T>::zero();
-      Vec<T> odd = Vec<T>::zero();
-      const T* row = panel + range.begin * kPanel + column;
-      for (std::int64_t pair = range.size() / 2; pair > 0; --pair) {
-        even = even + Vec<T>::load(row);
-        odd = odd + Vec<T>::load(row + kPanel);
-        row += 2 * kPanel;
+  sum_over_rows<kPanel>({0, rows}, accumulate, out, [=](Range part, bool add, T* sums) {
+    double total[kPanel] = {};
+    for (std::int64_t begin = part.begin; begin < part.end; begin += kRowBlock) {
+      const std::int64_t count = part.end - begin < kRowBlock ? part.end - begin : kRowBlock;
+      T sum[kPanel];
+      for (std::int64_t vector = 0; vector < kPanelVectors<T>; ++vector) {
+        const std::int64_t column = vector * Vec<T>::kLanes;
+        // Even and odd rows apart: two chains of additions per vector.
+        Vec<T> even = Vec<T>::zero();
+        Vec<T> odd = Vec<T>::zero();
+        const T* row = panel + begin * kPanel + column;
+        for (std::int64_t pair = count / 2; pair > 0; --pair) {
+          even = even + Vec<T>::load(row);
+          odd = odd + Vec<T>::load(row + kPanel);
+          row += 2 * kPanel;
+        }
+        if (count % 2 != 0) even = even + Vec<T>::load(row);
+        (even + odd).store(sum + column);
       }
-      if (range.size() % 2 != 0) even = even + Vec<T>::load(row);
-      (even + odd).store(sum + column);
+      for (std::int64_t j = 0; j < kPanel; ++j) total[j] += static_cast<double>(sum[j]);
     }
-    for (std::int64_t j = 0; j < kPanel; ++j) total[j] += static_cast<double>(sum[j]);
-  }
-  for (std::int64_t j = 0; j < kPanel; ++j) {
-    const double before = accumulate ? static_cast<double>(out[j]) : 0.0;
-    out[j] = j < lanes ? static_cast<T>(before + total[j]) : T(0);
-  }
+    for (std::int64_t j = 0; j < kPanel; ++j) {
+      const T before = add ? sums[j] : T(0);
+      sums[j] = j < lanes ? before + static_cast<T>(total[j]) : T(0);
+    }
+  });
 }
 
 #define TW_INSTANTIATE(T)                                                                      \

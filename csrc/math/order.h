@@ -25,6 +25,12 @@ class Order {
   TW_HD bool sequential() const { return shuffle_ == Shuffle::kNone; }
   TW_HD std::int64_t rows() const { return rows_; }
 
+  // Of the permutation that the order is, null when it is none.
+  TW_HD const PermutationKeys* permutation() const {
+    const bool permuted = shuffle_ == Shuffle::kEpoch || shuffle_ == Shuffle::kStack;
+    return permuted ? &permutation_.keys() : nullptr;
+  }
+
   // The row at that position of the epoch.
   TW_HD std::int64_t operator()(std::int64_t position) const {
     switch (shuffle_) {

@@ -9,6 +9,31 @@
 #include "network/cpu_phases.h"
 
 namespace thalweg {
+
+template <class T>
+template <class F>
+void CpuBackend<T>::spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
+  if (!apart()) return grid(team_, rows, panels, units, f);
+  const std::int64_t first = own_rows_.begin / kRowBlock * panels;
+  walk(team_, {false, panels, {first, row_blocks_of(own_rows_.end) * panels}}, units, f);
+}
+
+template <class T>
+template <class F>
+void CpuBackend<T>::spread(const Matrix& matrix, F&& f) {
+  spread(matrix.rows, matrix.panels(), kChunkUnits,
+         [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, matrix.rows), panels); });
+}
+
+template <class T>
+template <class F>
+void CpuBackend<T>::for_row_blocks(std::int64_t rows, F&& f) {
+  if (!apart()) return team_.for_each(row_blocks_of(rows), f);
+  for (std::int64_t block = own_rows_.begin / kRowBlock;
+       block < row_blocks_of(own_rows_.end) && !team_.stop_requested(); ++block)
+    f(block);
+}
+
 template <class T>
 void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
   if constexpr (std::is_same_v<T, float>) {
@@ -19,19 +44,18 @@ void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
 // C of `problem`, in chunks.
 template <class T>
 void CpuBackend<T>::product(const cpu::Gemm<T>& problem, const Matrix& c) {
-  grid(team_, c.rows, c.panels(), units_per_chunk(problem.a.width),
-       [&](Range blocks, Range panels) {
-         const Range rows = rows_of_blocks(blocks, c.rows);
-         kernels_.gemm(problem, rows, panels);
-         round(c, rows, panels);
-       });
+  spread(c.rows, c.panels(), units_per_chunk(problem.a.width), [&](Range blocks, Range panels) {
+    const Range rows = rows_of_blocks(blocks, c.rows);
+    kernels_.gemm(problem, rows, panels);
+    round(c, rows, panels);
+  });
 }
 
 template <class T>
 void CpuBackend<T>::begin_forward(const Pass& pass) {
   const Matrix input = value(0);
   if (input.pairs.columns)
-    grid(team_, input, [&](Range rows, Range panels) { round(input, rows, panels); });
+    spread(input, [&](Range rows, Range panels) { round(input, rows, panels); });
   if (plan_.states.empty()) return;
   team_.single([&] {
     if (pass.mode == Mode::kTraining) {
@@ -102,7 +126,7 @@ bool CpuBackend<T>::dense(const Pass&, const DenseForward<CpuBackend>& problem) 
 
 template <class T>
 void CpuBackend<T>::activation(const Matrix& z, const Matrix& y, const Activation& activation) {
-  grid(team_, y, [&](Range rows, Range panels) {
+  spread(y, [&](Range rows, Range panels) {
     kernels_.activation(z, y, activation, rows, panels);
     round(y, rows, panels);
   });
@@ -119,7 +143,7 @@ void CpuBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x,
       std::min<std::uint64_t>(bernoulli_threshold(node.rate), 0xffffffffu));
   dropout.scale = 1.0 / (1.0 - node.rate);
   dropout.first_row = pass.first_row;
-  grid(team_, y, [&](Range rows, Range panels) {
+  spread(y, [&](Range rows, Range panels) {
     kernels_.dropout(x, y, dropout, accumulate, rows, panels);
     round(y, rows, panels);
   });
@@ -127,7 +151,7 @@ void CpuBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x,
 
 template <class T>
 void CpuBackend<T>::copy(const Matrix& x, const Matrix& y) {
-  grid(team_, y, [&](Range rows, Range panels) {
+  spread(y, [&](Range rows, Range panels) {
     kernels_.copy(x, y, rows, panels);
     round(y, rows, panels);
   });
@@ -135,7 +159,7 @@ void CpuBackend<T>::copy(const Matrix& x, const Matrix& y) {
 
 template <class T>
 void CpuBackend<T>::accumulate(const Matrix& x, const Matrix& y) {
-  grid(team_, y, [&](Range rows, Range panels) {
+  spread(y, [&](Range rows, Range panels) {
     kernels_.accumulate(x, y, rows, panels);
     round(y, rows, panels);
   });
@@ -143,7 +167,7 @@ void CpuBackend<T>::accumulate(const Matrix& x, const Matrix& y) {
 
 template <class T>
 void CpuBackend<T>::add(const Matrix& a, const Matrix& b, const Matrix& y) {
-  grid(team_, y, [&](Range rows, Range panels) {
+  spread(y, [&](Range rows, Range panels) {
     kernels_.add(a, b, y, rows, panels);
     round(y, rows, panels);
   });
@@ -151,7 +175,7 @@ void CpuBackend<T>::add(const Matrix& a, const Matrix& b, const Matrix& y) {
 
 template <class T>
 void CpuBackend<T>::maxout(const Matrix& z, const Matrix& y, std::int64_t pieces) {
-  team_.for_each(row_blocks_of(y.rows), [&](std::int64_t block) {
+  for_row_blocks(y.rows, [&](std::int64_t block) {
     kernels_.maxout(z, y, pieces, row_block(block, y.rows));
     round(y, row_block(block, y.rows), {0, y.panels()});
   });
@@ -165,10 +189,11 @@ void CpuBackend<T>::batch_statistics(const Pass& pass, int state, const Matrix& 
   cpu::BlockStatistics* statistics = workspace_.block_statistics.data();
   if (!blocks_ready) {
     const T* weights = norm.weighted ? workspace_.row_weights.data() : nullptr;
-    grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range parts, Range panels) {
+    spread(z.rows, z.panels(), kChunkUnits, [&](Range parts, Range panels) {
       kernels_.column_statistics(z, weights, statistics, parts, panels);
     });
   }
+  meet();
   const double* block_weights =
       norm.weighted ? workspace_.block_weights.data() : workspace_.block_rows.data();
   const double total = norm.weighted ? pass.total_weight : static_cast<double>(z.rows);
@@ -196,7 +221,7 @@ void CpuBackend<T>::batch_norm(const BatchNormForward<CpuBackend>& problem) {
   apply.beta = problem.beta;
   apply.activation = problem.activation;
   apply.pre = problem.pre.data;
-  grid(team_, problem.y, [&](Range rows, Range panels) {
+  spread(problem.y, [&](Range rows, Range panels) {
     kernels_.batch_norm(apply, rows, panels);
     round(problem.y, rows, panels);
   });
@@ -219,8 +244,7 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
   problem.gradient = gradient;
   problem.blocks = workspace_.block_losses.data();
   const bool cross_entropy = description.kind == LossDescription::Kind::kCrossEntropy;
-  const std::int64_t blocks = row_blocks_of(workspace_.rows());
-  team_.for_each(blocks, [&](std::int64_t block) {
+  for_row_blocks(workspace_.rows(), [&](std::int64_t block) {
     if (cross_entropy)
       kernels_.softmax_cross_entropy(problem, {block, block + 1});
     else
@@ -228,7 +252,9 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
     if (gradient.present())
       round(gradient, row_block(block, gradient.rows), {0, gradient.panels()});
   });
-  if (totals != nullptr) team_.single([&] { add_losses(totals); });
+  if (totals == nullptr) return;
+  meet();
+  team_.single([&] { add_losses(totals); });
 }
 
 template <class T>
@@ -243,7 +269,7 @@ void CpuBackend<T>::add_losses(LossTotals* totals) const {
 template <class T>
 void CpuBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
                                         const Activation& activation, bool accumulate) {
-  grid(team_, dz, [&](Range rows, Range panels) {
+  spread(dz, [&](Range rows, Range panels) {
     kernels_.activation_backward(dy, at.data, dz, activation, accumulate, rows, panels);
     round(dz, rows, panels);
   });
@@ -268,7 +294,7 @@ void CpuBackend<T>::dense_input_gradient(const Pass&,
 template <class T>
 void CpuBackend<T>::maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz,
                                     std::int64_t pieces) {
-  team_.for_each(row_blocks_of(dy.rows), [&](std::int64_t block) {
+  for_row_blocks(dy.rows, [&](std::int64_t block) {
     kernels_.maxout_backward(z, dy, dz, pieces, row_block(block, dy.rows));
     round(dz, row_block(block, dz.rows), {0, dz.panels()});
   });
@@ -289,13 +315,15 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   sums.activation = problem.activation;
   sums.derivative_at = problem.at.data;
   sums.sums = workspace_.block_sums.data();
-  grid(team_, z.rows, z.panels(), kChunkUnits,
-       [&](Range parts, Range panels) { kernels_.batch_norm_backward_sums(sums, parts, panels); });
+  spread(z.rows, z.panels(), kChunkUnits, [&](Range parts, Range panels) {
+    kernels_.batch_norm_backward_sums(sums, parts, panels);
+  });
 
+  meet();
   const bool weighted = plan_.states[state].weighted && pass.mode == Mode::kTraining;
   const double total = weighted ? pass.total_weight : static_cast<double>(z.rows);
-  T* dgamma = workspace_vector(problem.gamma);
-  T* dbeta = workspace_vector(problem.beta);
+  T* dgamma = vector_place(problem.gamma);
+  T* dbeta = vector_place(problem.beta);
   team_.for_each(z.panels(), [&](std::int64_t panel) {
     for (std::int64_t j = 0; j < z.lanes(panel); ++j) {
       double g = 0.0;
@@ -327,25 +355,27 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   apply.g = problem.dy;
   apply.dz = problem.dz;
   apply.accumulate = problem.accumulate;
-  grid(team_, problem.dz, [&](Range rows, Range panels) {
+  spread(problem.dz, [&](Range rows, Range panels) {
     kernels_.batch_norm_backward(apply, rows, panels);
     round(problem.dz, rows, panels);
   });
 }
 
 template <class T>
-void CpuBackend<T>::multiply_tile(const Matrix& x, const Matrix& dy, std::int64_t in_panel,
-                                  std::int64_t out_panel, bool accumulate, T* tile) {
+void CpuBackend<T>::multiply_tile(const Matrix& x, const Matrix& dy, Range rows,
+                                  std::int64_t in_panel, std::int64_t out_panel, bool accumulate,
+                                  T* tile) {
   if constexpr (std::is_same_v<T, float>) {
     if (x.pairs.transposed) {
-      kernels_.wgrad_tile_bfloat16(x.chunks(x.pairs.transposed, in_panel), x.lanes(in_panel),
-                                   dy.chunks(dy.pairs.rows, out_panel), dy.lanes(out_panel), x.rows,
-                                   accumulate, tile);
+      kernels_.wgrad_tile_bfloat16(x.chunks(x.pairs.transposed, in_panel, rows.begin),
+                                   x.lanes(in_panel),
+                                   dy.chunks(dy.pairs.rows, out_panel, rows.begin),
+                                   dy.lanes(out_panel), rows.size(), accumulate, tile);
       return;
     }
   }
-  kernels_.wgrad_tile(x.panel(in_panel), x.lanes(in_panel), dy.panel(out_panel),
-                      dy.lanes(out_panel), x.rows, accumulate, tile);
+  kernels_.wgrad_tile(x.row(in_panel, rows.begin), x.lanes(in_panel), dy.row(out_panel, rows.begin),
+                      dy.lanes(out_panel), rows.size(), accumulate, tile);
 }
 
 template <class T>
@@ -354,19 +384,20 @@ void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& d
   T* const tiles = arena + plan_.tensors[tensor].offset;
   const Range own = update_share(team_, tensor, x.panels() * dy.panels());
   for (std::int64_t t = own.begin; t < own.end && !team_.stop_requested(); ++t)
-    multiply_tile(x, dy, t % x.panels(), t / x.panels(), accumulate, tiles + t * kTile);
+    multiply_tile(x, dy, {0, x.rows}, t % x.panels(), t / x.panels(), accumulate,
+                  tiles + t * kTile);
 }
 
 template <class T>
-void CpuBackend<T>::sum_columns(const Panels<T>& dy, T* sums) {
+void CpuBackend<T>::sum_columns(const Panels<T>& dy, Range rows, T* sums) {
   for (std::int64_t p = 0; p < dy.panels(); ++p)
-    kernels_.column_sum(dy.panel(p), dy.rows, dy.lanes(p), false, sums + p * kPanel);
+    kernels_.column_sum(dy.row(p, rows.begin), rows.size(), dy.lanes(p), false, sums + p * kPanel);
 }
 
 template <class T>
 void CpuBackend<T>::store_vector(int tensor, bool accumulate, T* arena) {
   const Tensor& place = plan_.tensors[tensor];
-  const T* from = workspace_vector(tensor);
+  const T* from = vector_place(tensor);
   T* to = arena + place.offset;
   if (accumulate)
     kernels_.axpy(1.0, from, to, place.padded);
@@ -377,7 +408,7 @@ void CpuBackend<T>::store_vector(int tensor, bool accumulate, T* arena) {
 template <class T>
 void CpuBackend<T>::bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena) {
   if (update_share(team_, tensor, 1).size() == 0 || team_.stop_requested()) return;
-  sum_columns(dy, workspace_vector(tensor));
+  sum_columns(dy, {0, dy.rows}, vector_place(tensor));
   store_vector(tensor, accumulate, arena);
 }
 
@@ -390,16 +421,25 @@ template <class T>
 void CpuBackend<T>::tile_gradient(const UpdateTask& task, T* tile) {
   const Node& node = plan_.nodes[task.node];
   const Matrix x = value(node.input);
-  const Matrix dy = gradient(node.output);
-  multiply_tile(x, dy, task.in_panel, task.out_panel, false, tile);
+  multiply_tile(x, gradient(node.output), {0, x.rows}, task.in_panel, task.out_panel, false, tile);
 }
 
 template <class T>
 const T* CpuBackend<T>::vector_gradient(const UpdateTask& task) {
   const Node& node = plan_.nodes[task.node];
-  T* to = workspace_vector(task.tensor);
-  if (task.tensor == node.bias) sum_columns(gradient(node.output), to);
+  T* to = vector_place(task.tensor);
+  if (task.tensor == node.bias) sum_columns(gradient(node.output), {0, workspace_.rows()}, to);
   return to;
+}
+
+template <class T>
+void CpuBackend<T>::partial_gradient(const UpdateTask& task, T* to) {
+  const Node& node = plan_.nodes[task.node];
+  if (task.tensor == node.weight)
+    multiply_tile(value(node.input), gradient(node.output), own_rows_, task.in_panel,
+                  task.out_panel, false, to);
+  else if (task.tensor == node.bias)
+    sum_columns(gradient(node.output), own_rows_, to);
 }
 
 template class CpuBackend<float>;

@@ -5,6 +5,10 @@
 // the team's barrier (see core/thread_pool.h), so that a whole step is one parallel region. A pass
 // may be left unfinished only when the team was stopped. A backend borrows everything and owns
 // nothing.
+//
+// Or every thread keeps to rows of its own, from the input to the input gradients: then there is no
+// barrier but for the statistics of batch norm, and what crosses from thread to thread is parts of
+// the parameters' gradients in place of activations.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +36,9 @@ struct CpuMatrix : Panels<T> {
   cpu::BfloatPanels pairs{};
 
   bool present() const { return this->data != nullptr; }
-  // A panel of pairs in chunks of 32 rows.
-  const BfloatPair* chunks(const BfloatPair* all, std::int64_t p) const {
-    return all + p * round_up(this->rows, kPanel) * (kPanel / 2);
+  // A panel of pairs in chunks of 32 rows, from a chunk's first row on.
+  const BfloatPair* chunks(const BfloatPair* all, std::int64_t p, std::int64_t row) const {
+    return all + (p * round_up(this->rows, kPanel) + row) * (kPanel / 2);
   }
 };
 
@@ -46,13 +50,15 @@ class CpuBackend {
   using Weight = CpuWeight<T>;
   using Vector = const T*;
 
+  // `own_rows`: whole row blocks that this thread keeps to, or none.
   CpuBackend(const Plan& plan, const Parameters<T>& parameters, Workspace<T>& workspace,
-             const cpu::Kernels<T>& kernels, Team& team)
+             const cpu::Kernels<T>& kernels, Team& team, Range own_rows = {})
       : plan_(plan),
         parameters_(parameters),
         workspace_(workspace),
         kernels_(kernels),
-        team_(team) {}
+        team_(team),
+        own_rows_(own_rows) {}
 
   const Plan& plan() const { return plan_; }
   Matrix value(int buffer) const {
@@ -111,6 +117,13 @@ class CpuBackend {
   // Weights: into tile[kTile]; vectors: into the workspace, at the place that is returned.
   void tile_gradient(const UpdateTask& task, T* tile);
   const T* vector_gradient(const UpdateTask& task);
+  // Not collective: what the rows of this thread add to the gradient of a weight or bias, `to` the
+  // task's place in an arena of such parts.
+  void partial_gradient(const UpdateTask& task, T* to);
+  // The place that vector_gradient() returns.
+  T* vector_place(int tensor) {
+    return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
+  }
 
  protected:
   const Plan& plan_;
@@ -118,17 +131,27 @@ class CpuBackend {
   Workspace<T>& workspace_;
   const cpu::Kernels<T>& kernels_;
   Team& team_;
+  Range own_rows_;
 
  private:
+  bool apart() const { return own_rows_.size() > 0; }
+  // Where threads that keep to their rows need those of others.
+  void meet() {
+    if (apart()) team_.barrier();
+  }
+  // Phases: as grid(), and f(block) for all row blocks.
+  template <class F>
+  void spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f);
+  template <class F>
+  void spread(const Matrix& matrix, F&& f);
+  template <class F>
+  void for_row_blocks(std::int64_t rows, F&& f);
   // After a write of these rows and panels.
   void round(const Matrix& matrix, Range rows, Range panels);
   void product(const cpu::Gemm<T>& problem, const Matrix& c);
-  void multiply_tile(const Matrix& x, const Matrix& dy, std::int64_t in_panel,
+  void multiply_tile(const Matrix& x, const Matrix& dy, Range rows, std::int64_t in_panel,
                      std::int64_t out_panel, bool accumulate, T* tile);
-  T* workspace_vector(int tensor) {
-    return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
-  }
-  void sum_columns(const Panels<T>& dy, T* sums);
+  void sum_columns(const Panels<T>& dy, Range rows, T* sums);
   void store_vector(int tensor, bool accumulate, T* arena);
 };
 

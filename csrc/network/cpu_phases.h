@@ -17,15 +17,18 @@ inline constexpr double kChunkProducts = 2e8;
 // A pass over elements looks at the interrupt after this many row blocks x panels.
 inline constexpr std::int64_t kChunkUnits = 256;
 
-// f(blocks, panels) over a grid of row blocks x panels, at most `units` blocks x panels at a time.
-// Each thread takes a contiguous share: of the columns when the matrix is at least as wide as high,
-// else of the rows. A product then leaves the weights, or the rows, in the caches where they are.
+// A part of a walk over row blocks x panels.
+struct GridShare {
+  bool by_columns = false;  // panel after panel, else row block after row block
+  std::int64_t across = 0;  // row blocks per panel, or panels per row block
+  Range left;               // of all blocks x panels in this order
+};
+
+// f(blocks, panels), at most `units` blocks x panels at a time.
 template <class F>
-void grid(Team& team, std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
-  const std::int64_t blocks = row_blocks_of(rows);
-  const bool by_columns = panels * kPanel >= rows;
-  const std::int64_t across = by_columns ? blocks : panels;
-  Range left = team.share(blocks * panels);
+void walk(Team& team, GridShare share, std::int64_t units, F&& f) {
+  Range& left = share.left;
+  const std::int64_t across = share.across;
   while (left.size() > 0 && !team.stop_requested()) {
     const std::int64_t line = left.begin / across;
     const std::int64_t first = left.begin % across;
@@ -33,12 +36,22 @@ void grid(Team& team, std::int64_t rows, std::int64_t panels, std::int64_t units
     const std::int64_t lines =
         part.size() < across ? 1 : std::max<std::int64_t>(1, std::min(left.size(), units) / across);
     const Range along{line, line + lines};
-    if (by_columns)
+    if (share.by_columns)
       f(part, along);
     else
       f(along, part);
     left.begin += lines * part.size();
   }
+}
+
+// f(blocks, panels) over a grid of row blocks x panels, at most `units` blocks x panels at a time.
+// Each thread takes a contiguous share: of the columns when the matrix is at least as wide as high,
+// else of the rows. A product then leaves the weights, or the rows, in the caches where they are.
+template <class F>
+void grid(Team& team, std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
+  const std::int64_t blocks = row_blocks_of(rows);
+  const bool by_columns = panels * kPanel >= rows;
+  walk(team, {by_columns, by_columns ? blocks : panels, team.share(blocks * panels)}, units, f);
   team.barrier();
 }
 

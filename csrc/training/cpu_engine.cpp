@@ -12,6 +12,7 @@ CpuEngine<T>::CpuEngine(const Plan& plan, int threads)
       kernels_(cpu::kernels<T>()),
       parameters_(plan),
       optimizer_(plan, plan.description.optimizer),
+      gradient_parts_(plan),
       updates_(list_updates(plan)),
       keeps_transposed_(plan.tensors.size(), false),
       task_norms_(static_cast<std::int64_t>(updates_.size())),

@@ -14,6 +14,7 @@
 #include "network/parameters.h"
 #include "network/workspace.h"
 #include "training/engine.h"
+#include "training/gradient_parts.h"
 #include "training/optimizer.h"
 #include "training/team_sizer.h"
 
@@ -117,6 +118,7 @@ class CpuEngine final : public Engine<T> {
   mutable Parameters<T> parameters_;  // mutable: the transposed copies are refreshed on demand
   Optimizer<T> optimizer_;
   Arena<T> average_;
+  GradientParts<T> gradient_parts_;
   std::vector<UpdateTask> updates_;
   std::vector<bool> keeps_transposed_;  // by tensor: maintained by every step
 

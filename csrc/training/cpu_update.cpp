@@ -146,8 +146,7 @@ int CpuEngine<T>::team_size_for(std::int64_t rows) {
   const double flops = 3.0 * plan_.flops_per_row * static_cast<double>(rows);
   if (flops > kTimedFlops) return useful;
   const double most = std::clamp(flops / kThreadFlops, 1.0, static_cast<double>(threads_));
-  sizer_.set_limits(useful, std::max(useful, static_cast<int>(most)));
-  return sizer_.threads();
+  return sizer_.threads(rows, useful, std::max(useful, static_cast<int>(most)));
 }
 
 template <class T>
@@ -190,6 +189,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
   const double flops = 3.0 * plan_.flops_per_row * static_cast<double>(rows);
   const bool fused = parts.size() == 1 && !keep_gradients && flops < kFusedFlops * team_size;
   if (!fused && gradients_.size() == 0) gradients_ = Arena<T>(plan_.arena_size);
+  if (fused) gradient_parts_.reserve(rows, team_size);
 
   std::copy(parameters_.state.begin(), parameters_.state.end(), staged_state_.begin());
   staged_batches_ = parameters_.batches;
@@ -236,14 +236,19 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
     first_row += batch.rows;
     LossTotals totals;
 
+    const auto own_rows = [&](const Team& team) {
+      if (!fused || !gradient_parts_.has(team.size())) return Range{};
+      return gradient_parts_.rows_of(batch.rows, team.rank(), team.size());
+    };
     const auto ahead = [&](Team& team) {
       gather(team, batch, kernels_, workspace);
-      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
+      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team, own_rows(team));
       Executor(backend).forward(pass);
     };
     // The gradient of the loss is in the workspace. The losses too unless they are the caller's.
     const auto back = [&](Team& team) {
-      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
+      const bool apart = own_rows(team).size() > 0;
+      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team, own_rows(team));
       Executor executor(backend);
       executor.backward(pass);
       if (team.rank() == 0) stage_running_statistics(pass);
@@ -260,11 +265,23 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
         return;
       }
       if (team.rank() == 0) committed = true;
+      if (apart) {
+        for (const UpdateTask& task : updates_)
+          if (!optimizer_.frozen(task.tensor))
+            backend.partial_gradient(task, gradient_parts_.part(team.rank()) + arena_offset(task));
+        team.barrier();
+      }
       alignas(64) T tile[kTile];
       for_own_tasks(team, [&](std::int64_t u) {
         const UpdateTask& task = updates_[u];
+        const Node& node = plan_.nodes[task.node];
         if (optimizer_.frozen(task.tensor)) {
           update_range(task, nullptr);
+        } else if (apart && (task.tensor == node.weight || task.tensor == node.bias)) {
+          T* const gradient = task.tensor == node.weight ? tile : backend.vector_place(task.tensor);
+          gradient_parts_.add_up(kernels_, {0, team.size()}, arena_offset(task), arena_count(task),
+                                 gradient);
+          update_range(task, gradient);
         } else if (plan_.tensors[task.tensor].is_weight()) {
           backend.tile_gradient(task, tile);
           update_range(task, tile);
@@ -288,7 +305,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
           team_size,
           [&](Team& team) {
             ahead(team);
-            CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team);
+            CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team, own_rows(team));
             Executor(backend).loss(
                 pass, {gradient_scale, batch.weighted(), source.targets == Targets::kDense},
                 nullptr);

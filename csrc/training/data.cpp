@@ -1,6 +1,7 @@
 // Data checks and gathering.
 #include "training/data.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -350,11 +351,15 @@ void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
                           batch.targets == Targets::kDense ? data.y.cols : 0};
   std::int64_t* const index = batch.order != nullptr ? workspace.row_index.data() : nullptr;
   const auto row_of = [&](std::int64_t r) { return index != nullptr ? index[r] : batch.first + r; };
-  team.for_each(row_blocks_of(batch.rows), [&](std::int64_t block) {
-    const Range rows = row_block(block, batch.rows);
-    if (index != nullptr)
-      for (std::int64_t r = rows.begin; r < rows.end; ++r)
-        index[r] = (*batch.order)(batch.first + r);
+  const auto copy = [&](Range rows) {
+    if (index != nullptr) {
+      const std::int64_t first = batch.first + rows.begin;
+      if (const PermutationKeys* const keys = batch.order->permutation())
+        kernels.permute(*keys, static_cast<std::uint64_t>(first), rows.size(), index + rows.begin);
+      else
+        for (std::int64_t i = 0; i < rows.size(); ++i)
+          index[rows.begin + i] = (*batch.order)(first + i);
+    }
     kernels.gather(data.x, index, batch.first, rows, x);
     if (batch.targets == Targets::kDense) kernels.gather(data.y, index, batch.first, rows, targets);
     if (batch.targets == Targets::kLabels)
@@ -365,7 +370,14 @@ void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
     if (batch.weighted() || batch.fill_weights)
       for (std::int64_t r = rows.begin; r < rows.end; ++r)
         workspace.row_weights[r] = static_cast<T>(row_weight<T>(batch, row_of(r)));
-  });
+  };
+  // Slices smaller than a row block: the copy of a small minibatch is worth sharing too.
+  constexpr std::int64_t kSlice = 16;
+  const Range own = team.share(ceil_div(batch.rows, kSlice));
+  const std::int64_t end = std::min(own.end * kSlice, batch.rows);
+  for (std::int64_t r = own.begin * kSlice; r < end && !team.stop_requested(); r += kRowBlock)
+    copy({r, std::min(r + kRowBlock, end)});
+  team.barrier();
 }
 
 template double row_weight<float>(const Batch&, std::int64_t);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 namespace thalweg {
 
@@ -13,18 +14,26 @@ namespace thalweg {
 // depend on it.
 class TeamSizer {
  public:
-  // Starts anew when the limits change; `first` threads until there is something to compare.
-  void set_limits(int first, int most) {
-    if (first == first_ && most == most_) return;
-    *this = TeamSizer();
-    first_ = current_ = other_ = first;
-    most_ = most;
+  // Threads for the next update, of that many rows: `first` until there is something to compare, at
+  // most `most`. Only updates of the same number of rows are compared; a smaller one at the end of
+  // an epoch takes what the others have found.
+  int threads(std::int64_t rows, int first, int most) {
+    counts_ = rows == rows_ && first == first_ && most == most_;
+    if (!counts_ && ++others_ > kOthers) {
+      *this = TeamSizer();
+      rows_ = rows;
+      first_ = current_ = other_ = first;
+      most_ = most;
+      counts_ = true;
+    }
+    if (!counts_) return std::min(current_, most);
+    others_ = 0;
+    return stage_ == Stage::kOther ? other_ : current_;
   }
 
-  int threads() const { return stage_ == Stage::kOther ? other_ : current_; }
-
-  // The duration of an update with threads() threads.
+  // The duration of the update that threads() was asked for last, once.
   void add(double seconds) {
+    if (!std::exchange(counts_, false)) return;
     settled_ += seconds;
     switch (stage_) {
       case Stage::kSettled:
@@ -58,6 +67,8 @@ class TeamSizer {
   static constexpr double kSettled = 0.05;
   static constexpr int kUpdates = 8;
   static constexpr double kFaster = 0.97;
+  // Updates of another size in a row, after which that is the usual one.
+  static constexpr int kOthers = 4;
 
   enum class Stage { kSettled, kCurrent, kOther };
 
@@ -72,6 +83,9 @@ class TeamSizer {
     return --left_ > 0;
   }
 
+  std::int64_t rows_ = 0;
+  int others_ = kOthers;
+  bool counts_ = false;
   int first_ = 1;
   int most_ = 1;
   int current_ = 1;

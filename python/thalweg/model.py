@@ -339,7 +339,8 @@ class Model:
         validation_data : (x, y) or (x, y, sample_weight), optional
             Evaluated after every epoch.
         sample_weight : array ``[rows]``, optional
-            Weights >= 0 of the rows in loss and accuracy.
+            Weights >= 0 of the rows in loss and accuracy. A weight below 1.2e-38, the smallest
+            normal float32, counts as 0.
         class_weight : dict or "balanced", optional
             Factor on the weight of the rows by label; labels left out have 1, and a label that
             neither y nor the model has is an error. "balanced" is rows / (classes * rows of the

@@ -36,6 +36,7 @@
 #include "core/thread_pool.h"
 #include "network/description.h"
 #include "training/checkpoint_file.h"
+#include "training/gradient_parts.h"
 #include "training/schedule.h"
 #include "training/team_sizer.h"
 
@@ -416,13 +417,14 @@ void test_cgroup_quota() {
   expect(std::isinf(quota("4:memory:/x/y\nnonsense\n:\n")), "other controllers");
 }
 
-// Threads after `updates` updates whose seconds `time` says, and the most that were tried.
+// The threads that most of `updates` updates used, whose seconds `time` says, and the most.
 template <class Time>
-std::pair<int, int> settled_threads(thalweg::TeamSizer& sizer, int updates, Time time) {
+std::pair<int, int> settled_threads(thalweg::TeamSizer& sizer, int first, int limit, int updates,
+                                    Time time) {
   int most = 0;
   std::vector<int> used(257, 0);
   for (int i = 0; i < updates; ++i) {
-    const int threads = sizer.threads();
+    const int threads = sizer.threads(32, first, limit);
     most = std::max(most, threads);
     ++used[threads];
     sizer.add(time(threads));
@@ -435,24 +437,81 @@ void test_team_sizer() {
   const auto slower = [](int threads) { return 1e-4 * threads; };
   const auto valley = [](int threads) { return 1e-4 * (8.0 / threads + threads / 2.0); };
   thalweg::TeamSizer sizer;
-  sizer.set_limits(1, 6);
-  expect(settled_threads(sizer, 2000, scales) == std::pair(6, 6), "threads that help are used");
-  expect(settled_threads(sizer, 4000, slower).first == 1, "given back when they hinder");
-  expect(settled_threads(sizer, 4000, valley).first == 4, "the best number between");
-  sizer.set_limits(1, 6);
-  expect(sizer.threads() == 4, "the same limits change nothing");
-  sizer.set_limits(2, 2);
-  expect(settled_threads(sizer, 1000, scales) == std::pair(2, 2), "never more than allowed");
-  sizer.set_limits(1, 1);
-  expect(settled_threads(sizer, 1000, scales) == std::pair(1, 1), "one thread");
-  // A comparison of equals changes nothing, and costs few updates.
-  sizer.set_limits(2, 4);
+  expect(settled_threads(sizer, 1, 6, 2000, scales) == std::pair(6, 6),
+         "threads that help are used");
+  expect(settled_threads(sizer, 1, 6, 4000, slower).first == 1, "given back when they hinder");
+  expect(settled_threads(sizer, 1, 6, 4000, valley).first == 4, "the best number between");
+  expect(settled_threads(sizer, 2, 2, 1000, scales) == std::pair(2, 2), "never more than allowed");
+  expect(settled_threads(sizer, 1, 1, 1000, scales) == std::pair(1, 1), "one thread");
+
+  // A comparison of equals changes nothing, and costs few updates; nor does a shorter update of
+  // fewer rows now and then.
   int others = 0;
   for (int i = 0; i < 100000; ++i) {
-    others += sizer.threads() != 2 ? 1 : 0;
+    others += sizer.threads(32, 2, 4) != 2 && i > 100 ? 1 : 0;
     sizer.add(2e-5);
+    if (i % 10 == 0) {
+      expect(sizer.threads(7, 1, 1) == 1, "no more than a small update may have");
+      sizer.add(2e-6);
+    }
   }
   expect(others > 0 && others < 500, concat("equal teams: ", others, " updates with others"));
+  // Many of them in a row are the usual ones then.
+  for (int i = 0; i < 10; ++i) sizer.threads(7, 3, 3);
+  expect(sizer.threads(7, 3, 3) == 3, "the size of the minibatches has changed");
+}
+
+// ---- Threads that keep to rows of their own
+
+void test_gradient_parts() {
+  const auto plan_of = [](int width) {
+    return thalweg::compile(
+        thalweg::parse_description(concat(R"({"in_features":64,"layers":[{"type":"dense","units":)",
+                                          width, R"(},"relu",{"type":"dense","units":64}]})")));
+  };
+  const thalweg::Plan plan = plan_of(64);
+  thalweg::GradientParts<float> parts(plan);
+  // Halves of 4 x 128 rows, of 7 x 128 + 104, and so on.
+  for (const std::int64_t rows : {512, 1000, 1024, 4096, 100000}) {
+    for (const int threads : {2, 4}) {
+      std::int64_t next = 0;
+      for (int rank = 0; rank < threads; ++rank) {
+        const thalweg::Range own = parts.rows_of(rows, rank, threads);
+        expect(own.begin == next && own.begin % thalweg::kGradientRows == 0 && own.size() > 0,
+               concat("thread ", rank, " of ", threads, " and ", rows, " rows"));
+        expect(own.size() * threads * 4 <= rows * 5, "no thread has much more than its share");
+        next = own.end;
+      }
+      expect(next == rows, "all rows belong to a thread");
+    }
+  }
+  const auto shared = [&](thalweg::GradientParts<float>& of, std::int64_t rows, int threads) {
+    return of.rows_of(rows, 0, threads).size() == 0;
+  };
+  expect(shared(parts, 1024, 1), "one thread has all rows anyway");
+  expect(shared(parts, 1024, 3) && shared(parts, 1024, 6), "three parts do not fit the tree");
+  expect(shared(parts, 512, 8), "parts of less than a leaf");
+  expect(shared(parts, 769, 2), "halves that are too different");
+  expect(shared(parts, 32, 2), "few rows");
+  thalweg::GradientParts<float> large(plan_of(4096));
+  expect(!shared(parts, 256, 2) && shared(large, 256, 2), "many weights for few rows");
+
+  // Parts add up in pairs, as the rows do.
+  expect(!parts.has(4), "no memory until it is needed");
+  parts.reserve(1024, 4);
+  expect(parts.has(4) && !parts.has(8), "memory for four");
+  const std::int64_t count = 2 * thalweg::kTile + 256;
+  std::vector<float> expected(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    float part[4];
+    for (int rank = 0; rank < 4; ++rank)
+      parts.part(rank)[256 + i] = part[rank] =
+          std::sin(static_cast<float>(i + 1000 * rank)) * (rank % 2 ? 1e-3f : 1e3f);
+    expected[static_cast<std::size_t>(i)] = (part[0] + part[1]) + (part[2] + part[3]);
+  }
+  std::vector<float> sum(static_cast<std::size_t>(count));
+  parts.add_up(thalweg::cpu::kernels<float>(), {0, 4}, 256, count, sum.data());
+  expect(sum == expected, "the sum of four parts");
 }
 
 void test_pool() {
@@ -470,6 +529,7 @@ void test_pool() {
   test_default_threads();
   test_cgroup_quota();
   test_team_sizer();
+  test_gradient_parts();
 }
 
 // ---- Arenas

@@ -581,6 +581,13 @@ void test_permutation() {
                "permutation of " + std::to_string(n));
         if (image < n) seen[image] = true;
       }
+      std::vector<std::int64_t> filled(n + 1, -1);
+      const std::uint64_t middle = n / 3;
+      permutation.fill(0, static_cast<std::int64_t>(middle), filled.data());
+      permutation.fill(middle, static_cast<std::int64_t>(n - middle), filled.data() + middle);
+      for (std::uint64_t i = 0; i < n; ++i)
+        expect(filled[i] == static_cast<std::int64_t>(permutation(i)), "many positions at a time");
+      expect(filled[n] == -1, "and no more than were asked for");
     }
   }
   std::mt19937_64 random(2);
@@ -590,6 +597,10 @@ void test_permutation() {
     for (int i = 0; i < 2000; ++i) {
       const std::uint64_t x = i == 0 ? n - 1 : random() % n;
       expect(permutation(x) < n && permutation.inverse(permutation(x)) == x, "large permutation");
+      std::int64_t filled = -1;
+      permutation.fill(x, 1, &filled);
+      expect(filled == static_cast<std::int64_t>(permutation(x)),
+             "filled from a large permutation");
     }
   }
   for (const int n : {2, 3, 4, 5, 6, 7, 10, 31, 33, 64, 100}) {
