@@ -80,19 +80,24 @@ def test_a_failed_build_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert row["outcome"] == "failed" and row["output"] == ["no such compiler"]
 
 
-def test_sanitizers_report_per_program_and_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A compute-sanitizer on the path, and a program for it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     tool = folder / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\necho "tool $2"; [ "$2" != racecheck ] || exit 9\n')
+    tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     program = tmp_path / "cmake" / "cuda_x_test"
     program.parent.mkdir()
     program.write_text("")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(run, "BUILD", tmp_path)
+
+
+def test_sanitizers_report_per_program_and_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sanitizer(tmp_path, monkeypatch, 'echo "tool $2"; [ "$2" != racecheck ] || exit 9')
     one = runner(tmp_path)
     run.sanitizers(one)
     (row,) = read(tmp_path / "r.json")
@@ -105,6 +110,36 @@ def test_sanitizers_report_per_program_and_tool(
             "synccheck": "passed",
         }
     }
+
+
+def test_sanitizers_that_do_not_finish_have_not_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sanitizer(tmp_path, monkeypatch, "sleep 60")
+    monkeypatch.setitem(run.SECONDS, "sanitizers", 3)
+    one = runner(tmp_path)
+    run.sanitizers(one)
+    (row,) = read(tmp_path / "r.json")
+    assert row["outcome"] == "incomplete" and one.incomplete == ["sanitizers"]
+    tools = row["programs"]["cuda_x_test"]
+    assert tools == dict.fromkeys(run.SANITIZERS, "not run") | {"memcheck": "timeout"}
+    assert row["output"] == ["not finished:", *(f"cuda_x_test, {k}: {v}" for k, v in tools.items())]
+
+
+def test_sanitizers_pass_when_all_have_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sanitizer(tmp_path, monkeypatch, "exit 0")
+    one = runner(tmp_path)
+    run.sanitizers(one)
+    assert read(tmp_path / "r.json")[0]["outcome"] == "passed"
+    assert not one.failed and not one.incomplete
+
+
+def test_every_named_test_exists() -> None:
+    assert len(run.TESTS) > 15
+    for name in run.TESTS:
+        assert (ROOT / "tests" / f"test_{name}.py").is_file(), name
 
 
 def test_cases_cover_the_range_early() -> None:

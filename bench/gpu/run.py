@@ -39,12 +39,12 @@ TOOLS = {
     "hypothesis": "hypothesis>=6.100",
     "safetensors": "safetensors>=0.4",
 }
-# The tests that are about models, as in .ci/run.
-TESTS = (
-    "training", "determinism", "checkpoint", "model_api", "random_networks", "gradients", "cuda",
-    "device_arrays", "objective", "methods_in_training", "matmul_precision", "robustness",
-    "population", "curvature", "bad_input", "initializers", "surgery", "landscape",
-)  # fmt: skip
+# The tests that are about models.
+TESTS = [
+    line.split()[1]
+    for line in (machine.ROOT / "tests" / "on_gpu.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # The most that a stage may take, of the nine minutes.
 SECONDS = {"environment": 60, "build": 200, "kernels": 60, "tests": 120, "sanitizers": 70}
@@ -59,6 +59,7 @@ class Runner:
         self.deadline = time.monotonic() + 60 * options.minutes - RESERVE
         self.results = Results(options.output)
         self.failed: list[str] = []
+        self.incomplete: list[str] = []
         self.python = sys.executable
 
     def left(self, stage: str) -> float:
@@ -108,6 +109,9 @@ class Runner:
         self.results.add(row)
         if outcome in ("failed", "timeout"):
             self.failed.append(stage)
+        if outcome == "incomplete":
+            self.incomplete.append(stage)
+        if outcome in ("failed", "timeout", "incomplete"):
             print("\n".join(row["output"]))
         print(f"==== {stage}: {outcome}, {row['seconds']} s", flush=True)
 
@@ -228,8 +232,16 @@ def sanitizers(runner: Runner) -> None:
             found.setdefault(program.name, {})[name] = outcome
             if outcome == "failed":
                 log += f"{program.name}, {name}:\n{output[-3000:]}\n"
-    failed = "failed" in {outcome for tools in found.values() for outcome in tools.values()}
-    runner.record("sanitizers", "failed" if failed else "passed", begin, log, programs=found)
+    outcomes = {outcome for tools in found.values() for outcome in tools.values()}
+    unfinished = [
+        f"{program}, {name}: {outcome}"
+        for program, tools in found.items()
+        for name, outcome in tools.items()
+        if outcome in ("timeout", "not run")
+    ]
+    log += "\n".join(["not finished:", *unfinished]) if unfinished else ""
+    outcome = "failed" if "failed" in outcomes else "incomplete" if unfinished else "passed"
+    runner.record("sanitizers", outcome, begin, log, programs=found)
 
 
 def benchmark(runner: Runner) -> None:
@@ -295,6 +307,8 @@ def main() -> int:
         sanitizers(runner)
         benchmark(runner)
     print(f"results: {options.output}")
+    if runner.incomplete:
+        print(f"INCOMPLETE: {', '.join(runner.incomplete)}")
     if runner.failed:
         print(f"FAILED: {', '.join(runner.failed)}")
     return int(bool(runner.failed))
