@@ -165,10 +165,14 @@ def test_predicted_times() -> None:
 
 
 def test_tables_of_the_page() -> None:
-    one = Kernel("step_kernel<float>", "a.cu", "80", 40, 1024, 0, 0, Counter(HMMA=2))
-    two = Kernel("step_kernel<double>", "a.cu", "80", 60, 0, 8, 16, Counter())
-    table = report.kernel_table([one, two, Kernel("step_kernel<float>", "a.cu", "90", 44)])
-    assert "| `step_kernel` (a.cu) | 2 | 40-60 | 44 | 0-1024 | 16 | 8 | 0-2 |" in table
+    one = Kernel("copy_kernel<float>", "a.cu", "80", 40, 1024, 0, 0, Counter(HMMA=2))
+    two = Kernel("copy_kernel<double>", "a.cu", "80", 60, 0, 8, 16, Counter())
+    table = report.kernel_table([one, two, Kernel("copy_kernel<float>", "a.cu", "90", 44)])
+    copied = 8 * 8192 * 1024 / 4.3e12 + 2e-6
+    row = f"| `copy_kernel` (a.cu) | 2 | 40-60 | 44 | 0-1024 | 16 | 8 | 0-2 | {1e6 * copied:.1f} |"
+    assert row in table
+    with pytest.raises(ValueError, match="expected the bytes that new_kernel moves"):
+        report.kernel_table([Kernel("new_kernel<float>", "a.cu", "80", 40)])
     page = "x\n<!-- generated: steps -->\nold\n<!-- end -->\ny\n"
     filled = report.fill(page, {"steps": report.step_table()})
     assert "old" not in filled and filled.startswith("x\n") and filled.endswith("\ny\n")

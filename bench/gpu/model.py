@@ -77,6 +77,50 @@ def batch_norm(rows: int, width: int, planes: int) -> list[Work]:
     ]
 
 
+# What the kernels are compared at: a float32 matrix, or an arena of as many elements.
+ROWS, COLUMNS = 8192, 1024
+
+# Bytes that a kernel reads and writes per element of it: 4 per value, 2 per plane.
+_PER_ELEMENT = {
+    "copy_kernel": 8, "add_kernel": 12, "scale_kernel": 8, "axpy_kernel": 12, "dot_kernel": 8,
+    "count_not_finite_kernel": 4, "add_compensated_kernel": 36, "copy_if_running_kernel": 8,
+    "split_planes_kernel": 10, "gather_kernel": 8, "pack_kernel": 8, "scatter_kernel": 8,
+    "check_elements_kernel": 4, "activation_kernel": 8, "activation_backward_kernel": 12,
+    "activation_backward_tangent_kernel": 20, "dropout_kernel": 8, "column_sums_kernel": 4,
+    "maxout_kernel": 6, "maxout_backward_kernel": 10, "maxout_tangent_kernel": 10,
+    "column_statistics_kernel": 4, "batch_norm_kernel": 8, "batch_norm_slab_kernel": 8,
+    "backward_sums_kernel": 12, "batch_norm_backward_kernel": 16, "backward_slab_kernel": 16,
+    "tangent_sums_kernel": 16, "batch_norm_tangent_kernel": 12,
+    "batch_norm_backward_tangent_kernel": 20, "softmax_kernel": 8, "cross_entropy_kernel": 8,
+    "cross_entropy_tangent_kernel": 12, "elementwise_loss_kernel": 12,
+    "elementwise_loss_tangent_kernel": 16, "optimizer_step_kernel": 28,
+    "optimizer_theta_kernel": 12, "gradient_norm_kernel": 4,
+}  # fmt: skip
+# Per row or column of it.
+_PER_ROW = {"gather_targets_kernel": 16}
+_PER_COLUMN = {
+    "fold_batch_norm_kernel": 28, "running_statistics_kernel": 32, "merge_tangent_sums_kernel": 24,
+}  # fmt: skip
+_NOTHING = ("advance_step_kernel", "probe_kernel")
+
+
+def kernel(template: str) -> Work:
+    """A launch on the matrix of ROWS x COLUMNS; products have as many inputs as outputs."""
+    if template in ("simt_kernel", "mma_kernel"):
+        precision = "medium" if template == "mma_kernel" else None
+        return product("forward", ROWS, COLUMNS, COLUMNS, precision)
+    for counts, elements in (
+        (_PER_ELEMENT, ROWS * COLUMNS),
+        (_PER_ROW, ROWS),
+        (_PER_COLUMN, COLUMNS),
+    ):
+        if template in counts:
+            return elementwise(template, elements, counts[template])
+    if template in _NOTHING:
+        return elementwise(template, 0, 0)
+    raise ValueError(f"expected the bytes that {template} moves in {__file__}; add them there")
+
+
 def step(case: Case, batch: int, precision: str | None) -> Iterator[Work]:
     """The launches of a training step that move most of its bytes."""
     planes = PLANES.get(precision or "", 0)

@@ -60,12 +60,17 @@ def kernel_table(kernels: list[Kernel]) -> str:
                 max(k.spills for k in group),
                 max(k.stack for k in group),
                 _range(k.count("HMMA") for k in group),
+                _microseconds(model.kernel(template).seconds()),
             ]
         )
     registers = [f"registers, sm_{a}" for a in objects.ARCHITECTURES]
     header = ["kernel", "instances", *registers, "static shared", "spilled", "stack", "HMMA"]
-    version = f"nvcc {objects.nvcc_version()}; bytes of memory; ranges are over the instances.\n\n"
-    return version + _table(header, rows)
+    version = (
+        f"nvcc {objects.nvcc_version()}; bytes of memory; ranges are over the instances. us: "
+        f"predicted as below for a float32\nmatrix of {model.ROWS} x {model.COLUMNS} or an arena "
+        "of as many elements.\n\n"
+    )
+    return version + _table([*header, "us"], rows)
 
 
 def release_table(kernels: list[Kernel]) -> str:
