@@ -27,7 +27,9 @@ class GradientParts {
   // half of all activations and their gradients cross from thread to thread, keeping to one's rows
   // the parts of the gradients and the updated weights.
   Range rows_of(std::int64_t rows, int rank, int threads) const {
-    if (threads == 1 || exchanged_ * rows < kWorth * size_ || !even({0, rows}, threads)) return {};
+    const std::int64_t shared = exchanged_ * rows;
+    const bool worth = shared >= kWorth * size_ && threads * size_ <= kMemory * shared;
+    if (threads == 1 || !worth || !even({0, rows}, threads)) return {};
     Range own{0, rows};
     for (int half = threads / 2; half > 0; half /= 2)
       own = rank & half ? second_half(own) : first_half(own);
@@ -69,6 +71,8 @@ class GradientParts {
   // Numbers exchanged by sharing phases per parameter. At 2 as many cross either way, at 4 the
   // memory for the parts costs as much as is saved.
   static constexpr std::int64_t kWorth = 6;
+  // The parts of all threads take at most so many times the memory of the activations.
+  static constexpr std::int64_t kMemory = 2;
 
   static bool even(Range rows, int threads) {
     if (threads == 1) return true;

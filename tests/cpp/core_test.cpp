@@ -467,7 +467,8 @@ void test_gradient_parts() {
   const auto plan_of = [](int width) {
     return thalweg::compile(
         thalweg::parse_description(concat(R"({"in_features":64,"layers":[{"type":"dense","units":)",
-                                          width, R"(},"relu",{"type":"dense","units":64}]})")));
+                                          width, R"(},"relu",{"type":"dense","units":)", width,
+                                          R"(},"relu",{"type":"dense","units":64}]})")));
   };
   const thalweg::Plan plan = plan_of(64);
   thalweg::GradientParts<float> parts(plan);
@@ -494,6 +495,8 @@ void test_gradient_parts() {
   expect(shared(parts, 769, 2), "halves that are too different");
   expect(shared(parts, 32, 2), "few rows");
   thalweg::GradientParts<float> large(plan_of(4096));
+  expect(!shared(large, 16384, 16) && shared(large, 16384, 64),
+         "parts that would take more memory than twice the activations");
   expect(!shared(parts, 256, 2) && shared(large, 256, 2), "many weights for few rows");
 
   // Parts add up in pairs, as the rows do.
