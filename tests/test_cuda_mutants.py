@@ -50,9 +50,29 @@ FAULTS = {
     "promotion dropped": "a sum of products grows too long for its precision, or is lost",
     "wrong arrivals": "the last block to arrive is not the last one",
     "early exit": "a block leaves its cluster while the others read its shared memory",
+    "shared memory not permitted": "a kernel may have less dynamic memory than a launch asks for",
 }
 
 MUTANTS = [
+    KernelMutant(
+        name="launch_without_permission",
+        fault="shared memory not permitted",
+        file="cuda/runtime.h",
+        old="if (config.dynamic_shared <= kWithoutAttribute) return;",
+        new="return;",
+        program="launch_test",
+        caught="cudaErrorInvalidValue",
+        kind="text",
+    ),
+    KernelMutant(
+        name="permission_of_one_launch",
+        fault="shared memory not permitted",
+        file="cuda/runtime.h",
+        old="most -= static_cast<int>(attributes.sharedSizeBytes);",
+        new="most = static_cast<int>(config.dynamic_shared);",
+        program="launch_test",
+        kind="text",
+    ),
     KernelMutant(
         name="probe_loses_a_distance",
         fault="wrong reduction",

@@ -64,16 +64,41 @@ struct LaunchConfig {
 // is how many blocks of such a launch the device holds at the same time: the most that a
 // cooperative grid may have, and 0 when not even one cluster fits.
 
+namespace internal {
+
+// More than 48 KB of dynamic shared memory must be asked for. The limit belongs to the kernel, not
+// to the launch: everyone asks for all there is, so that no thread takes it from another's launch.
+inline void permit_dynamic_shared(const void* kernel, const LaunchConfig& config) {
+  constexpr std::size_t kWithoutAttribute = 48 * 1024;
+  if (config.dynamic_shared <= kWithoutAttribute) return;
+  int device = 0;
+  int most = 0;
+  cudaFuncAttributes attributes;
+  check(cudaGetDevice(&device), config.operation);
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        config.operation);
+  check(cudaFuncGetAttributes(&attributes, kernel), config.operation);
+  most -= static_cast<int>(attributes.sharedSizeBytes);
+  if (attributes.maxDynamicSharedSizeBytes == most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+        config.operation);
+}
+
+}  // namespace internal
+
 #if defined(TW_CUDA_EMULATED)
 
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config,
             std::type_identity_t<Parameters>... arguments) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  internal::permit_dynamic_shared(function, config);
   const auto index = [](const dim3& d) {
     return emulator::Index3{static_cast<int>(d.x), static_cast<int>(d.y), static_cast<int>(d.z)};
   };
   emulator::Launch grid;
   grid.name = config.operation;
+  grid.function = function;
   grid.grid = index(config.grid);
   grid.block = index(config.block);
   grid.dynamic_shared = config.dynamic_shared;
@@ -130,22 +155,12 @@ struct NativeLaunch {
   NativeLaunch& operator=(const NativeLaunch&) = delete;
 };
 
-// More than 48 KB of dynamic shared memory must be asked for.
-template <class Kernel>
-void permit_dynamic_shared(Kernel* kernel, const LaunchConfig& config) {
-  constexpr std::size_t kWithoutAttribute = 48 * 1024;
-  if (config.dynamic_shared <= kWithoutAttribute) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(config.dynamic_shared)),
-        config.operation);
-}
-
 }  // namespace internal
 
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config,
             std::type_identity_t<Parameters>... arguments) {
-  internal::permit_dynamic_shared(kernel, config);
+  internal::permit_dynamic_shared(reinterpret_cast<const void*>(kernel), config);
   const internal::NativeLaunch native(config);
   check(cudaLaunchKernelEx(&native.config, kernel, std::forward<Parameters>(arguments)...),
         config.operation);
@@ -153,7 +168,7 @@ void launch(void (*kernel)(Parameters...), const LaunchConfig& config,
 
 template <class... Parameters>
 int max_resident_blocks(void (*kernel)(Parameters...), const LaunchConfig& config) {
-  internal::permit_dynamic_shared(kernel, config);
+  internal::permit_dynamic_shared(reinterpret_cast<const void*>(kernel), config);
   if (config.cluster > 1) {
     int clusters = 0;
     const internal::NativeLaunch native(config);

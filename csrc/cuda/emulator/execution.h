@@ -131,6 +131,7 @@ struct Cluster {
 
 struct Launch {
   std::string name;  // for reports
+  const void* function = nullptr;
   Index3 grid{1, 1, 1};
   Index3 block{1, 1, 1};
   std::size_t dynamic_shared = 0;

@@ -177,6 +177,11 @@ const ErrorText* find_error(cudaError_t error) {
 
 constexpr std::size_t kilobytes(std::size_t n) { return n * 1024; }
 
+int dynamic_limit(const void* function) {
+  const auto found = device().dynamic_limits.find(function);
+  return found == device().dynamic_limits.end() ? static_cast<int>(kilobytes(48)) : found->second;
+}
+
 }  // namespace
 
 namespace thalweg::emulator {
@@ -191,7 +196,10 @@ cudaError_t enqueue_launch(cudaStream_t stream, Launch launch,
     return result(cudaErrorInvalidConfiguration);
   }
   const int resident = max_active_blocks(static_cast<int>(threads), launch.dynamic_shared);
-  if (resident == 0) return result(cudaErrorInvalidValue);
+  if (resident == 0 ||
+      launch.dynamic_shared > static_cast<std::size_t>(dynamic_limit(launch.function))) {
+    return result(cudaErrorInvalidValue);
+  }
   if (launch.cluster < 1 || launch.cluster > 8 || launch.grid.x % launch.cluster != 0 ||
       (launch.cluster > 1 && settings().arch < 90)) {
     return result(cudaErrorInvalidClusterSize);
@@ -343,6 +351,7 @@ cudaError_t cudaDeviceReset() {
   for (cudaStream_t stream : d.streams) stream->queue.clear();
   d.sticky = cudaSuccess;
   d.report.clear();
+  d.dynamic_limits.clear();
   (void)emulator::take_last_error();
   return cudaSuccess;
 }
@@ -355,6 +364,21 @@ cudaError_t cudaDriverGetVersion(int* version) {
 cudaError_t cudaRuntimeGetVersion(int* version) {
   *version = 13000;
   return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
+  const auto lock = lock_device();
+  *attributes = {};
+  attributes->maxDynamicSharedSizeBytes = dynamic_limit(function);
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int value) {
+  const auto lock = lock_device();
+  if (value < 0 || static_cast<std::size_t>(value) > emulator::shared_memory_limit())
+    return result(cudaErrorInvalidValue);
+  device().dynamic_limits[function] = value;
+  return result(cudaSuccess);
 }
 
 // ---- Memory -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -79,6 +80,8 @@ struct Device {
   cudaError_t sticky = cudaSuccess;
   std::string report;
   Random random{settings().seed};
+  // Dynamic shared memory that kernels may ask for, where it is not the default.
+  std::map<const void*, int> dynamic_limits;
 };
 
 Device& device();
