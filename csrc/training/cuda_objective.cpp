@@ -28,7 +28,7 @@ template <class T>
 CudaObjective<T>::CudaObjective(const Model& model, const Data& data,
                                 const ObjectiveOptions& options, const Interrupt& interrupt)
     : TypedObjective<T>(model, data, options, interrupt),
-      device_(cuda::current_device(kOperation)),
+      device_(model.exchange()->device()),
       stream_(kOperation),
       finished_(kOperation),
       parameters_(

@@ -23,6 +23,7 @@ namespace thalweg {
 template <class T>
 class CudaObjective final : public TypedObjective<T> {
  public:
+  // The model's device has to be the current one.
   CudaObjective(const Model& model, const Data& data, const ObjectiveOptions& options,
                 const Interrupt& interrupt);
   ~CudaObjective() override;

@@ -13,8 +13,10 @@ std::unique_ptr<Objective> Objective::create(const Model& model, const Data& dat
                                              const Interrupt& interrupt) {
   const auto make = [&]<class T>(T) -> std::unique_ptr<Objective> {
 #if defined(TW_WITH_CUDA)
-    if (model.device() == "cuda")
+    if (model.device() == "cuda") {
+      const cuda::DeviceScope scope(model.exchange()->device());
       return std::make_unique<CudaObjective<T>>(model, data, options, interrupt);
+    }
 #endif
     return std::make_unique<CpuObjective<T>>(model, data, options, interrupt);
   };
