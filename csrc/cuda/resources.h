@@ -40,6 +40,31 @@ class Region {
   std::size_t used_ = 0;
 };
 
+// A caller's stream, borrowed; or one of its own, which does not wait for the default stream unless
+// its flags are cudaStreamDefault.
+class Stream {
+ public:
+  explicit Stream(const char* operation, cudaStream_t borrowed = nullptr,
+                  unsigned flags = cudaStreamNonBlocking)
+      : stream_(borrowed), owned_(borrowed == nullptr) {
+    if (owned_) check(cudaStreamCreateWithFlags(&stream_, flags), operation);
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() {
+    if (owned_) (void)cudaStreamDestroy(stream_);
+  }
+
+  operator cudaStream_t() const { return stream_; }
+  void synchronize(const char* operation) const {
+    check(cudaStreamSynchronize(stream_), operation);
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  bool owned_ = false;
+};
+
 // Device memory, zero when new: complete when the constructor returns. Of its own, or out of a
 // region that outlives it.
 template <class T>
@@ -56,11 +81,15 @@ class DeviceArray {
     else
       data_ = static_cast<T*>(region->take(bytes(), operation));
     if (!owned_ && region->counts_only()) return;
-    cudaError_t status = cudaMemsetAsync(data_, 0, bytes(), nullptr);
-    if (status == cudaSuccess) status = cudaStreamSynchronize(nullptr);
-    if (status != cudaSuccess) {
+    try {
+      // Not the default stream, whose use ends the capture of any other stream that waits for it.
+      // What the owner of a region has queued there comes first.
+      const Stream stream(operation, nullptr, owned_ ? cudaStreamNonBlocking : cudaStreamDefault);
+      check(cudaMemsetAsync(data_, 0, bytes(), stream), operation);
+      stream.synchronize(operation);
+    } catch (...) {
       release();
-      check(status, operation);
+      throw;
     }
   }
   DeviceArray(DeviceArray&& other) noexcept
@@ -122,29 +151,6 @@ class PinnedArray {
   std::int64_t size_ = 0;
 };
 
-// A caller's stream, borrowed; or one of its own that does not wait for the default stream.
-class Stream {
- public:
-  explicit Stream(const char* operation, cudaStream_t borrowed = nullptr)
-      : stream_(borrowed), owned_(borrowed == nullptr) {
-    if (owned_) check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), operation);
-  }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  ~Stream() {
-    if (owned_) (void)cudaStreamDestroy(stream_);
-  }
-
-  operator cudaStream_t() const { return stream_; }
-  void synchronize(const char* operation) const {
-    check(cudaStreamSynchronize(stream_), operation);
-  }
-
- private:
-  cudaStream_t stream_ = nullptr;
-  bool owned_ = false;
-};
-
 class Event {
  public:
   explicit Event(const char* operation) {
@@ -180,7 +186,9 @@ class Event {
 class Graph {
  public:
   Graph() = default;
-  // queue(stream) runs nothing: it is recorded.
+  // queue() runs nothing: what it queues on the stream is recorded. So would be what anyone else
+  // queues there, so the stream must be nobody else's, and not one that the default stream waits
+  // for.
   template <class Queue>
   Graph(cudaStream_t stream, const char* operation, Queue&& queue) {
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), operation);

@@ -53,6 +53,7 @@ CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
       threads_(threads),
       device_(cuda::current_device(kOperation)),
       stream_(kOperation, stream),
+      capture_(kOperation),
       exchange_(device_, stream),
       parameters_(
           plan,

@@ -172,15 +172,15 @@ class CudaEngine final : public Engine<T> {
   Minibatch resident_minibatch(const Planned& update, std::size_t part) const;
   Minibatch staged_minibatch(const Order& order, const Planned& update, std::size_t part);
   Shape shape_of(const Minibatch& first, std::int64_t rows) const;
-  // Queues what queue() queues, out of a graph.
+  // Queues what queue(stream) queues, out of a graph.
   template <class Queue>
   void replay(const Shape& shape, Queue&& queue);
   Pass training_pass(const Minibatch& minibatch) const;
   CudaResults<T> training_results(const Minibatch& minibatch) const;
-  void queue_gather(const Minibatch& minibatch);
-  void queue_minibatch(const Minibatch& minibatch);
-  void queue_backward(CudaBackend<T>& backend, const Minibatch& minibatch);
-  void queue_finish(std::int64_t rows, bool whole);
+  void queue_gather(const Minibatch& minibatch, cudaStream_t stream);
+  void queue_minibatch(const Minibatch& minibatch, cudaStream_t stream);
+  void queue_backward(CudaBackend<T>& backend, const Minibatch& minibatch, cudaStream_t stream);
+  void queue_finish(std::int64_t rows, bool whole, cudaStream_t stream);
   void queue_weight(double weight, double scale, std::int64_t index);
   void queue_update(const Order& order, const Planned& update, std::int64_t index);
   RunResult run_custom(const Order& order, const Interrupt& interrupt, Cursor* cursor);
@@ -209,7 +209,8 @@ class CudaEngine final : public Engine<T> {
   const Plan& plan_;
   const int threads_;
   const int device_;
-  cuda::Stream stream_;
+  cuda::Stream stream_;   // the caller's, or its own
+  cuda::Stream capture_;  // graphs are captured here: nobody else queues anything on it
   CudaExchange exchange_;
   CudaParameters<T> parameters_;
   Slots slots_;

@@ -39,9 +39,10 @@ class CudaMemory final : public DeviceMemory {
   void transfer(void* to, cudaMemcpyKind kind) const {
     if (bytes_ == 0) return;
     const cuda::DeviceScope scope(device_);
-    cuda::check(cudaMemcpyAsync(to, data_, static_cast<std::size_t>(bytes_), kind, nullptr),
+    const cuda::Stream stream(kOperation, nullptr, cudaStreamDefault);
+    cuda::check(cudaMemcpyAsync(to, data_, static_cast<std::size_t>(bytes_), kind, stream),
                 kOperation);
-    cuda::check(cudaStreamSynchronize(nullptr), kOperation);
+    stream.synchronize(kOperation);
   }
 
   int device_;

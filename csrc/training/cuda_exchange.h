@@ -16,8 +16,7 @@ namespace thalweg {
 
 class CudaExchange final : public DeviceExchange {
  public:
-  // On a stream of its own when none is given. One that the model trains on might be in the middle
-  // of a capture when an array comes for another call.
+  // On a stream of its own when none is given.
   CudaExchange(int device, cudaStream_t stream);
 
   int device() const override { return device_; }

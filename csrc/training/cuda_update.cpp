@@ -111,6 +111,7 @@ std::size_t CudaEngine<T>::workspace_bytes(std::int64_t rows) const {
 template <class T>
 void CudaEngine<T>::set_workspace(void* memory, std::size_t bytes) {
   const cuda::DeviceScope scope(device_);
+  stream_.synchronize(kOperation);  // what the caller has queued for that memory
   steps_.clear();
   workspace_.reset();
   gradients_ = {};
@@ -324,7 +325,7 @@ void CudaEngine<T>::replay(const Shape& shape, Queue&& queue) {
   if (found != steps_.end()) {
     steps_.splice(steps_.begin(), steps_, found);
   } else {
-    steps_.push_front({shape, cuda::Graph(stream_, kOperation, queue)});
+    steps_.push_front({shape, cuda::Graph(capture_, kOperation, [&] { queue(capture_); })});
     if (steps_.size() > kMostSteps) {
       stream_.synchronize(kOperation);
       steps_.pop_back();
@@ -348,13 +349,13 @@ CudaResults<T> CudaEngine<T>::training_results(const Minibatch& minibatch) const
 }
 
 template <class T>
-void CudaEngine<T>::queue_gather(const Minibatch& minibatch) {
+void CudaEngine<T>::queue_gather(const Minibatch& minibatch, cudaStream_t stream) {
   const Fit& fit = *fit_;
   CudaWorkspace<T>& workspace = *workspace_;
   workspace.set_rows(minibatch.rows);
-  cuda::gather<T>(minibatch.data.x, minibatch.order, workspace.value(0), stream_);
+  cuda::gather<T>(minibatch.data.x, minibatch.order, workspace.value(0), stream);
   if (fit.source.targets == Targets::kDense)
-    cuda::gather<T>(minibatch.data.y, minibatch.order, workspace.targets(), stream_);
+    cuda::gather<T>(minibatch.data.y, minibatch.order, workspace.targets(), stream);
   cuda::GatherTargets<T> problem;
   problem.order = minibatch.order;
   problem.rows = minibatch.rows;
@@ -374,23 +375,24 @@ void CudaEngine<T>::queue_gather(const Minibatch& minibatch) {
   problem.state = state_.data();
   problem.whole_update = minibatch.whole && !fit.source.custom_loss;
   problem.gradient_divisor = loss_scale_divisor(plan_);
-  cuda::gather_targets(problem, workspace.scratch(), stream_);
+  cuda::gather_targets(problem, workspace.scratch(), stream);
 }
 
 template <class T>
-void CudaEngine<T>::queue_minibatch(const Minibatch& minibatch) {
-  queue_gather(minibatch);
-  CudaBackend<T> backend(plan_, parameters_, *workspace_, training_results(minibatch), stream_);
+void CudaEngine<T>::queue_minibatch(const Minibatch& minibatch, cudaStream_t stream) {
+  queue_gather(minibatch, stream);
+  CudaBackend<T> backend(plan_, parameters_, *workspace_, training_results(minibatch), stream);
   Executor executor(backend);
   const Pass pass = training_pass(minibatch);
   const LossRequest request{1.0, fit_->weighted, fit_->source.targets == Targets::kDense};
   executor.forward(pass, &request);
   executor.loss(pass, request, nullptr);
-  queue_backward(backend, minibatch);
+  queue_backward(backend, minibatch, stream);
 }
 
 template <class T>
-void CudaEngine<T>::queue_backward(CudaBackend<T>& backend, const Minibatch& minibatch) {
+void CudaEngine<T>::queue_backward(CudaBackend<T>& backend, const Minibatch& minibatch,
+                                   cudaStream_t stream) {
   Executor executor(backend);
   const Pass pass = training_pass(minibatch);
   executor.backward(pass);
@@ -400,14 +402,14 @@ void CudaEngine<T>::queue_backward(CudaBackend<T>& backend, const Minibatch& min
   const bool first = minibatch.first_row == 0;
   if (first)
     cuda::check(cudaMemcpyAsync(staged_batches_.data(), parameters_.batches.data(),
-                                staged_batches_.bytes(), cudaMemcpyDeviceToDevice, stream_),
+                                staged_batches_.bytes(), cudaMemcpyDeviceToDevice, stream),
                 kOperation);
   backend.running_statistics(pass, first ? parameters_.state.data() : staged_state_.data(),
                              staged_state_.data(), staged_batches_.data(), nullptr);
 }
 
 template <class T>
-void CudaEngine<T>::queue_finish(std::int64_t rows, bool whole) {
+void CudaEngine<T>::queue_finish(std::int64_t rows, bool whole, cudaStream_t stream) {
   cuda::StepState* state = state_.data();
   const cuda::Scratch scratch = workspace_->scratch();
   if (keeps_gradients()) {
@@ -419,19 +421,19 @@ void CudaEngine<T>::queue_finish(std::int64_t rows, bool whole) {
     norm.block_count = slots_.vector_blocks.size();
     norm.clip_norm = plan_.description.clip_norm.value_or(norm.clip_norm);
     norm.state = state;
-    cuda::gradient_norm(norm, scratch, stream_);
+    cuda::gradient_norm(norm, scratch, stream);
   }
   if (plan_.has_batch_norm() && whole) {
-    CudaBackend<T> backend(plan_, parameters_, *workspace_, {}, stream_);
+    CudaBackend<T> backend(plan_, parameters_, *workspace_, {}, stream);
     Pass pass;
     pass.mode = Mode::kTraining;
     backend.running_statistics(pass, parameters_.state.data(), parameters_.state.data(),
                                parameters_.batches.data(), state);
   } else if (plan_.has_batch_norm()) {
     cuda::copy_if_running(state, staged_state_.data(), parameters_.state.data(),
-                          staged_state_.bytes(), stream_);
+                          staged_state_.bytes(), stream);
     cuda::copy_if_running(state, staged_batches_.data(), parameters_.batches.data(),
-                          staged_batches_.bytes(), stream_);
+                          staged_batches_.bytes(), stream);
   }
   cuda::OptimizerStep<T> step;
   step.optimizer = slots_.rules.optimizer();
@@ -450,7 +452,7 @@ void CudaEngine<T>::queue_finish(std::int64_t rows, bool whole) {
   step.planes = parameters_.plane_arena();
   step.advances = true;
   step.rows = rows;
-  cuda::optimizer_step(step, scratch, stream_);
+  cuda::optimizer_step(step, scratch, stream);
 }
 
 // Of an update in several parts, which no part can know.
@@ -474,24 +476,25 @@ void CudaEngine<T>::queue_update(const Order& order, const Planned& update, std:
     queue_weight(update.weight, update.weight > 0.0 ? loss_scale(plan_, update.weight) : 0.0,
                  index);
   if (fit_->resident) {
-    replay(shape_of(resident_minibatch(update, 0), update.rows), [&] {
-      for (std::size_t p = 0; p < parts; ++p) queue_minibatch(resident_minibatch(update, p));
-      queue_finish(update.rows, whole);
+    replay(shape_of(resident_minibatch(update, 0), update.rows), [&](cudaStream_t stream) {
+      for (std::size_t p = 0; p < parts; ++p)
+        queue_minibatch(resident_minibatch(update, p), stream);
+      queue_finish(update.rows, whole, stream);
     });
     return;
   }
   for (std::size_t p = 0; p < parts; ++p) {
     const Minibatch minibatch = staged_minibatch(order, update, p);
-    replay(shape_of(minibatch, whole ? update.rows : 0), [&] {
-      queue_minibatch(minibatch);
-      if (whole) queue_finish(update.rows, whole);
+    replay(shape_of(minibatch, whole ? update.rows : 0), [&](cudaStream_t stream) {
+      queue_minibatch(minibatch, stream);
+      if (whole) queue_finish(update.rows, whole, stream);
     });
     staging_->used(slot_, stream_);
   }
   if (whole) return;
   Shape finish;
   finish.rows = update.rows;
-  replay(finish, [&] { queue_finish(update.rows, whole); });
+  replay(finish, [&](cudaStream_t stream) { queue_finish(update.rows, whole, stream); });
 }
 
 template <class T>
@@ -635,8 +638,9 @@ void CudaEngine<T>::run_again(const Order& order, const Planned& update, After&&
   if (update.parts.parts.size() > 1)
     queue_weight(update.weight, loss_scale(plan_, update.weight), 0);
   for (std::size_t p = 0; p < update.parts.parts.size(); ++p) {
-    queue_minibatch(fit_->resident ? resident_minibatch(update, p)
-                                   : staged_minibatch(order, update, p));
+    queue_minibatch(
+        fit_->resident ? resident_minibatch(update, p) : staged_minibatch(order, update, p),
+        stream_);
     if (!fit_->resident) staging_->used(slot_, stream_);
     stream_.synchronize(kOperation);
     if (!after()) return;
@@ -704,7 +708,7 @@ RunResult CudaEngine<T>::run_custom(const Order& order, const Interrupt& interru
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const Minibatch minibatch =
         fit_->resident ? resident_minibatch(update, p) : staged_minibatch(order, update, p);
-    queue_gather(minibatch);
+    queue_gather(minibatch, stream_);
     CudaBackend<T> backend(plan_, parameters_, *workspace_, training_results(minibatch), stream_);
     Executor(backend).forward(training_pass(minibatch));
     row_index.resize(static_cast<std::size_t>(minibatch.rows));
@@ -722,14 +726,14 @@ RunResult CudaEngine<T>::run_custom(const Order& order, const Interrupt& interru
       return result;
     }
     sum.loss += value * rows;
-    queue_backward(backend, minibatch);
+    queue_backward(backend, minibatch, stream_);
     if (!fit_->resident) staging_->used(slot_, stream_);
   }
   update_weights_[2] = sum.loss;
   cuda::check(cudaMemcpyAsync(&state_.data()->loss, &update_weights_[2], sizeof(double),
                               cudaMemcpyHostToDevice, stream_),
               kOperation);
-  queue_finish(update.rows, parts.size() == 1);
+  queue_finish(update.rows, parts.size() == 1, stream_);
   download_state();
   if (host_state_[0].status == cuda::StepStatus::kGradientNotFinite) {
     result.end = RunEnd::kGradientNotFinite;

@@ -164,6 +164,8 @@ constexpr ErrorText kErrors[] = {
              "operation failed due to a previous error during capture"),
     TW_ERROR(cudaErrorStreamCaptureUnmatched, "capture was not initiated in this stream"),
     TW_ERROR(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work"),
+    TW_ERROR(cudaErrorStreamCaptureImplicit,
+             "operation would make the legacy stream depend on a capturing blocking stream"),
     TW_ERROR(cudaErrorInvalidClusterSize, "invalid cluster size"),
 };
 #undef TW_ERROR
@@ -339,7 +341,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ord
 
 cudaError_t cudaDeviceSynchronize() {
   const auto lock = lock_device();
-  if (emulator::capturing(false)) return result(cudaErrorStreamCaptureUnsupported);
+  if (emulator::capturing()) return result(cudaErrorStreamCaptureUnsupported);
   run_device();
   return result(cudaSuccess);
 }

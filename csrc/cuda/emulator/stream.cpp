@@ -180,7 +180,8 @@ cudaError_t enqueue(cudaStream_t handle, Operation operation) {
     stream.last = {stream.capture->nodes.size() - 1};
     return cudaSuccess;
   }
-  if (&stream == &device().legacy && capturing(true)) return cudaErrorStreamCaptureUnsupported;
+  if (&stream == &device().legacy && invalidate_blocking_captures())
+    return cudaErrorStreamCaptureImplicit;
   join_legacy(stream);
   stream.queue.push_back(std::move(operation));
   while (stream.queue.size() > kQueueLimit) run_one(stream);
@@ -192,11 +193,20 @@ cudaError_t enqueue(cudaStream_t stream, Action action) {
   return enqueue(stream, Operation{std::move(action), nullptr, nullptr});
 }
 
-bool capturing(bool blocking_only) {
+bool capturing() {
   const auto& streams = device().streams;
-  return std::any_of(streams.begin(), streams.end(), [=](cudaStream_t stream) {
-    return stream->capture && (stream->blocking || !blocking_only);
-  });
+  return std::any_of(streams.begin(), streams.end(),
+                     [](cudaStream_t stream) { return stream->capture != nullptr; });
+}
+
+bool invalidate_blocking_captures() {
+  bool any = false;
+  for (cudaStream_t stream : device().streams) {
+    if (!stream->capture || !stream->blocking) continue;
+    stream->capture->invalid = true;
+    any = true;
+  }
+  return any;
 }
 
 bool forbidden_by_capture() { return global_captures_ > 0 || thread_captures_ > 0; }
@@ -233,6 +243,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     s.capture->invalid = true;
     return result(cudaErrorStreamCaptureUnsupported);
   }
+  if (&s == &device().legacy && invalidate_blocking_captures())
+    return result(cudaErrorStreamCaptureImplicit);
   join_legacy(s);
   run_all(s);
   return result(cudaSuccess);

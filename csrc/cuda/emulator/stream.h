@@ -100,9 +100,11 @@ cudaError_t enqueue(cudaStream_t stream, Operation operation);
 cudaError_t enqueue(cudaStream_t stream, Action action);
 void run_all(CUstream_st& stream);
 void run_device();
-// Whether a stream is being captured: the device cannot be waited for then, nor the legacy stream
-// be used if it is a blocking one.
-bool capturing(bool blocking_only);
+// Whether a stream is being captured: the device cannot be waited for then.
+bool capturing();
+// Whether a blocking stream is being captured: a use of the legacy stream fails then, and the
+// capture with it.
+bool invalidate_blocking_captures();
 // Whether the mode of a capture forbids this thread calls that may wait, such as cudaMalloc.
 bool forbidden_by_capture();
 

@@ -4,9 +4,11 @@
 // The emulator runs queued work as late as it may: a call that does not wait for a stream finds
 // what was in the memory before, which is NaN.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/resources.h"
@@ -321,6 +323,73 @@ void test_workspace_of_the_caller() {
                "tw_model_set_workspace");
 }
 
+// A model's fits with minibatches of every size, each of which is captured; the first error.
+std::string fit_with_every_size(tw_model* model, const Arrays& data) {
+  for (std::int64_t size = 2; size <= kRows; ++size) {
+    tw_fit_options fit{};
+    fit.struct_size = sizeof(fit);
+    fit.epochs = 1;
+    fit.batch_size = size;
+    if (tw_model_fit(model, &data.x, &data.y, &data.weights, &fit, nullptr) != TW_OK)
+      return tw_last_error_message();
+  }
+  return "";
+}
+
+Values parameters_of(const tw_model* model) {
+  Values values(static_cast<std::size_t>(tw_model_num_parameters(model)));
+  expect_ok(tw_model_get_parameters(model, values.data(), values.size() * sizeof(float)),
+            "tw_model_get_parameters");
+  return values;
+}
+
+// Two models train on one stream that the default stream waits for, while other threads use that
+// one and make models.
+void test_captures_beside_other_threads() {
+  cuda::test::context = "threads";
+  const DataSet data;
+  const Arrays arrays = arrays_at(data.x.data(), data.y.data(), data.weights.data());
+  const Model alone;
+  const std::string error = fit_with_every_size(alone, arrays);
+  expect_that(error.empty(), "alone: ", error);
+
+  // Whether a capture is disturbed is a matter of chance.
+  constexpr int kRounds = 8;
+  for (int round = 0; round < kRounds; ++round) {
+    const cuda::Stream stream("test", nullptr, cudaStreamDefault);
+    const Model first(stream);
+    tw_model* second = nullptr;
+    expect_ok(tw_model_copy(first, &second), "tw_model_copy");
+    std::string errors[3];
+    std::atomic<bool> stop{false};
+    std::thread others([&] {
+      try {
+        Values out(kRows * kClasses);
+        while (!stop) {
+          const Model other;
+          if (tw_model_predict(other, &arrays.x, nullptr, out.data(), out.size() * sizeof(float)) !=
+              TW_OK)
+            errors[2] = tw_last_error_message();
+          const cuda::test::DeviceArray<float> memory(8);
+        }
+      } catch (const Error& failure) {
+        errors[2] = failure.what();
+      }
+    });
+    std::thread one([&] { errors[0] = fit_with_every_size(first, arrays); });
+    std::thread two([&] { errors[1] = fit_with_every_size(second, arrays); });
+    one.join();
+    two.join();
+    stop = true;
+    others.join();
+    for (const std::string& text : errors) expect_that(text.empty(), text);
+    expect_that(parameters_of(first) == parameters_of(alone), "expected the fits of a model alone");
+    expect_that(parameters_of(second) == parameters_of(alone),
+                "expected the fits of a model alone");
+    tw_model_destroy(second);
+  }
+}
+
 void test_what_cannot_work() {
   cuda::test::context = "errors";
   tw_model_options options{};
@@ -345,6 +414,7 @@ void tests() {
   test_stream_of_the_caller();
   test_streams_that_are_waited_for();
   test_workspace_of_the_caller();
+  test_captures_beside_other_threads();
   test_what_cannot_work();
 }
 

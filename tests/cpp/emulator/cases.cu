@@ -841,10 +841,20 @@ bool capture_rules() {
   const bool unjoined = cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureUnjoined;
   (void)cudaGetLastError();
 
+  // The default stream would have to wait for a blocking one that is being captured.
+  cudaStream_t blocking;
+  check(cudaStreamCreateWithFlags(&blocking, cudaStreamDefault), "test");
+  check(cudaStreamBeginCapture(blocking, cudaStreamCaptureModeThreadLocal), "test");
+  const bool implicit =
+      cudaMemsetAsync(one.data(), 0, sizeof(float), nullptr) == cudaErrorStreamCaptureImplicit;
+  const bool lost = cudaStreamEndCapture(blocking, &graph) == cudaErrorStreamCaptureInvalidated;
+  (void)cudaGetLastError();
+
   check(cudaEventDestroy(fork), "test");
+  check(cudaStreamDestroy(blocking), "test");
   check(cudaStreamDestroy(branch), "test");
   check(cudaStreamDestroy(stream), "test");
-  return waits && ends && unjoined;
+  return waits && ends && unjoined && implicit && lost;
 }
 
 // Two streams that an event orders, and queries that get there.
