@@ -544,3 +544,34 @@ def test_memory_that_runs_out_is_an_error_one_recovers_from(tmp_path: Path) -> N
         np.testing.assert_array_equal(trained.parameters, other.parameters)
     """
     run_with_memory(10, code, tmp_path)
+
+
+# ---- architectures -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not EMULATED, reason="the emulator alone is of any architecture")
+@pytest.mark.parametrize(("device", "code"), [(90, 80), (80, 75)])
+def test_kernels_compiled_for_an_older_gpu(device: int, code: int) -> None:
+    """Clusters and tensor cores are used where the kernels have them, not where the GPU has."""
+    program = """
+        import numpy as np
+        import thalweg as tw
+        from thalweg import nn, optim
+
+        layers = [nn.Dense(32), nn.BatchNorm(), nn.ReLU(), nn.Dense(3)]
+        model = tw.Model(layers, 32, "cross_entropy", optim.SGD(0.1), device="cuda", seed=1)
+        rng = np.random.default_rng(0)
+        x, y = rng.standard_normal((1024, 32)), rng.integers(0, 3, 1024)
+        for _ in range(2):
+            model.step(x, y)
+        print(model.parameters.tobytes().hex())
+    """
+
+    def parameters(device: int, code: int) -> str:
+        env = {"THALWEG_EMULATOR_ARCH": str(device), "THALWEG_EMULATOR_CODE": str(code)}
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            env={**os.environ, **env}, check=True, timeout=300, stdout=subprocess.PIPE, text=True,
+        ).stdout  # fmt: skip
+
+    assert parameters(device, code) == parameters(code, code)

@@ -9,6 +9,7 @@
 #include "cuda/block_reduction.h"
 #include "cuda/device_matrix.h"
 #include "cuda/launch_shape.h"
+#include "cuda/probe.h"
 #include "math/activations.h"
 #include "math/batch_norm.h"
 
@@ -799,7 +800,7 @@ template <class T>
 SlabShape slab_shape(std::int64_t rows, int matrices, BatchNormPath path, const char* operation) {
   constexpr int kLargestCluster = 8;
   if (path == BatchNormPath::kTwoPasses) return {};
-  const bool has_clusters = attribute(cudaDevAttrComputeCapabilityMajor, operation) >= 9;
+  const bool has_clusters = compiled_architecture(operation) >= 90;
   auto limit =
       static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, operation));
   if (path == BatchNormPath::kAutomatic) limit /= 2;

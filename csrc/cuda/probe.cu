@@ -39,4 +39,10 @@ void probe_device() {
                       " from a test kernel, got ", sum, "; the GPU or its driver is faulty");
 }
 
+int compiled_architecture(const char* operation) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe_kernel)), operation);
+  return attributes.ptxVersion;
+}
+
 }  // namespace thalweg::cuda

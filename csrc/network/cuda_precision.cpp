@@ -1,5 +1,8 @@
 #include "network/cuda_precision.h"
 
+#include "cuda/probe.h"
+#include "cuda/resources.h"
+
 namespace thalweg {
 namespace {
 
@@ -15,10 +18,11 @@ bool has_many_tensor_cores(int compute_capability) {
 
 }  // namespace
 
-CudaPrecision CudaPrecision::choose(const Description& description, int compute_capability) {
+CudaPrecision CudaPrecision::choose(const Description& description, int compute_capability,
+                                    int compiled_for) {
   CudaPrecision precision;
   precision.smallest = kSmallest;
-  if (description.dtype != DType::kFloat32 || compute_capability < 80) return precision;
+  if (description.dtype != DType::kFloat32 || compiled_for < 80) return precision;
   const bool many = has_many_tensor_cores(compute_capability);
   switch (description.matmul_precision) {
     case MatmulPrecision::kHighest:
@@ -32,6 +36,12 @@ CudaPrecision CudaPrecision::choose(const Description& description, int compute_
       break;
   }
   return precision;
+}
+
+CudaPrecision CudaPrecision::choose(const Description& description, const char* operation) {
+  const int device = cuda::current_device(operation);
+  return choose(description, cuda::compute_capability(device, operation),
+                cuda::compiled_architecture(operation));
 }
 
 }  // namespace thalweg

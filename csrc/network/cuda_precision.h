@@ -15,8 +15,11 @@ struct CudaPrecision {
   cuda::Precision large = cuda::Precision::kSimt;
   std::int64_t smallest = 0;
 
-  // compute_capability: 90 for 9.0.
-  static CudaPrecision choose(const Description& description, int compute_capability);
+  // compute_capability: 90 for 9.0. compiled_for: cuda::compiled_architecture().
+  static CudaPrecision choose(const Description& description, int compute_capability,
+                              int compiled_for);
+  // For the current device.
+  static CudaPrecision choose(const Description& description, const char* operation);
 
   cuda::Precision of(const Tensor& weight) const {
     const bool is_large = weight.out >= smallest && weight.in >= smallest;

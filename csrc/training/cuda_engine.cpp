@@ -55,10 +55,7 @@ CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
       stream_(kOperation, stream),
       capture_(kOperation),
       exchange_(device_, stream),
-      parameters_(
-          plan,
-          CudaPrecision::choose(plan.description, cuda::compute_capability(device_, kOperation)),
-          stream_),
+      parameters_(plan, CudaPrecision::choose(plan.description, kOperation), stream_),
       slots_(plan, parameters_.layout, plan.description.optimizer, stream_),
       state_(1, kOperation),
       host_state_(1, kOperation),

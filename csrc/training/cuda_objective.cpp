@@ -31,10 +31,7 @@ CudaObjective<T>::CudaObjective(const Model& model, const Data& data,
       device_(model.exchange()->device()),
       stream_(kOperation),
       finished_(kOperation),
-      parameters_(
-          plan_,
-          CudaPrecision::choose(plan_.description, cuda::compute_capability(device_, kOperation)),
-          stream_),
+      parameters_(plan_, CudaPrecision::choose(plan_.description, kOperation), stream_),
       product_(parameters_.layout.size, kOperation),
       state_(1, kOperation) {
   static_cast<const CudaExchange*>(model.exchange())->join(data_, stream_);

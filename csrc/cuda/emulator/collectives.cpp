@@ -31,9 +31,9 @@ void fault_at_signal(FaultKind kind, const std::string& what) {
 }
 
 void require_arch(int arch, const char* instruction, const Site& site) {
-  if (settings().arch < arch) {
+  if (compiled_arch() < arch) {
     fault(FaultKind::kIllegalInstruction,
-          concat(instruction, ": expected sm_", arch, " or newer, got sm_", settings().arch), site);
+          concat(instruction, ": expected sm_", arch, " or newer, got sm_", compiled_arch()), site);
   }
 }
 

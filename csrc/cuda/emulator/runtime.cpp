@@ -203,7 +203,7 @@ cudaError_t enqueue_launch(cudaStream_t stream, Launch launch,
     return result(cudaErrorInvalidValue);
   }
   if (launch.cluster < 1 || launch.cluster > 8 || launch.grid.x % launch.cluster != 0 ||
-      (launch.cluster > 1 && settings().arch < 90)) {
+      (launch.cluster > 1 && compiled_arch() < 90)) {
     return result(cudaErrorInvalidClusterSize);
   }
   if (launch.cooperative && blocks > std::int64_t{resident} * settings().multiprocessors) {
@@ -371,6 +371,8 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
   const auto lock = lock_device();
   *attributes = {};
+  attributes->ptxVersion = emulator::compiled_arch();
+  attributes->binaryVersion = emulator::settings().arch;
   attributes->maxDynamicSharedSizeBytes = dynamic_limit(function);
   return result(cudaSuccess);
 }

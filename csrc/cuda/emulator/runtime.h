@@ -107,6 +107,7 @@ struct cudaDeviceProp {
 
 struct cudaFuncAttributes {
   std::size_t sharedSizeBytes;  // static shared memory is not known and not counted
+  int ptxVersion, binaryVersion;
   int maxDynamicSharedSizeBytes;
 };
 

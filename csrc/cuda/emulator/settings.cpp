@@ -33,6 +33,7 @@ Settings from_environment() {
   settings.threads = static_cast<int>(
       number("THALWEG_EMULATOR_THREADS", static_cast<std::uint64_t>(processors), 1, 256));
   settings.arch = static_cast<int>(number("THALWEG_EMULATOR_ARCH", 90, 75, 120));
+  settings.code = static_cast<int>(number("THALWEG_EMULATOR_CODE", 120, 75, 120));
   settings.multiprocessors =
       static_cast<int>(number("THALWEG_EMULATOR_MULTIPROCESSORS", 4, 1, 256));
   settings.memory_bytes = number("THALWEG_EMULATOR_MEMORY_MB", 4096, 1, 1 << 20) << 20;

@@ -1,6 +1,7 @@
 // What the environment asks of the emulator, read once per process.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -16,6 +17,9 @@ struct Settings {
   int threads = 1;
   // THALWEG_EMULATOR_ARCH: compute capability times 10; instructions it lacks are faults.
   int arch = 90;
+  // THALWEG_EMULATOR_CODE: the architecture that the kernels count as compiled for, where it is
+  // older than that of the device.
+  int code = 120;
   // THALWEG_EMULATOR_MULTIPROCESSORS: bounds the grid of a cooperative launch.
   int multiprocessors = 4;
   // THALWEG_EMULATOR_MEMORY_MB: device memory, beyond which cudaMalloc fails.
@@ -27,6 +31,9 @@ struct Settings {
 
 // May be changed between launches, by tests.
 Settings& settings();
+
+// What the kernels count as compiled for.
+inline int compiled_arch() { return std::min(settings().arch, settings().code); }
 
 // Shared memory of the emulated architecture, in bytes: what one block may ask for.
 inline std::size_t shared_memory_limit() {

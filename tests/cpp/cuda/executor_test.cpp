@@ -657,17 +657,24 @@ void test_parameters() {
 void test_precision() {
   cuda::test::context = "precision";
   using cuda::Precision;
-  const auto large = [](const char* asked, int capability, const char* dtype = "float32") {
+  const auto large = [](const char* asked, int capability, const char* dtype = "float32",
+                        int compiled_for = 0) {
     const std::string json =
         concat(R"({"in_features":4,"layers":["relu"],"dtype":")", dtype,
                R"(","loss":"squared_error","matmul_precision":")", asked, "\"}");
-    return CudaPrecision::choose(parse_description(json), capability).large;
+    return CudaPrecision::choose(parse_description(json), capability,
+                                 compiled_for > 0 ? compiled_for : capability)
+        .large;
   };
   expect_that(large("highest", 90) == Precision::kThreePlanes, "highest on sm_90");
   expect_that(large("high", 80) == Precision::kTwoPlanes, "high on sm_80");
   expect_that(large("highest", 89) == Precision::kSimt, "highest on sm_89");
   expect_that(large("medium", 120) == Precision::kBfloat16, "medium on sm_120");
   expect_that(large("medium", 75) == Precision::kSimt, "medium on sm_75");
+  // Code of an older architecture than the device's.
+  expect_that(large("highest", 90, "float32", 80) == Precision::kThreePlanes, "sm_80 on sm_90");
+  expect_that(large("highest", 86, "float32", 80) == Precision::kSimt, "sm_80 on sm_86");
+  expect_that(large("medium", 80, "float32", 75) == Precision::kSimt, "sm_75 on sm_80");
   expect_that(large("medium", 90, "float64") == Precision::kSimt, "float64");
 }
 
