@@ -57,6 +57,7 @@ FAULTS = {
     "failed update": "an update that fails leaves something behind",
     "wrong state": "state of training is lost, or counts twice",
     "wrong rule": "arithmetic that is not what is documented",
+    "wrong architecture": "kernels are chosen by what the GPU has, not by what they have",
 }
 
 MUTANTS = [
@@ -335,16 +336,16 @@ MUTANTS = [
         fault="failed update",
         file="training/cuda_update.cpp",
         old="cuda::copy_if_running(state, staged_state_.data(), parameters_.state.data(),\n"
-        "                          staged_state_.bytes(), stream_);",
+        "                          staged_state_.bytes(), stream);",
         new="cuda::check(cudaMemcpyAsync(parameters_.state.data(), staged_state_.data(),"
-        " staged_state_.bytes(), cudaMemcpyDeviceToDevice, stream_), kOperation);",
+        " staged_state_.bytes(), cudaMemcpyDeviceToDevice, stream), kOperation);",
         test="test_cuda.py::test_statistics_of_a_failed_update[2]",
     ),
     EngineMutant(
         name="gradients_are_not_looked_at",
         fault="failed update",
         file="training/cuda_update.cpp",
-        old="cuda::gradient_norm(norm, scratch, stream_);",
+        old="cuda::gradient_norm(norm, scratch, stream);",
         new="",
         test="test_training.py::test_check_finite_gradients_keeps_the_whole_update_back",
     ),
@@ -453,6 +454,15 @@ MUTANTS = [
         old="backward.frozen = true;",
         new="",
         test="test_random_networks.py::test_random_networks[0]",
+    ),
+    EngineMutant(
+        name="tensor_cores_of_the_gpu_alone",
+        fault="wrong architecture",
+        file="network/cuda_precision.cpp",
+        old="compiled_for < 80",
+        new="compute_capability < 80",
+        kind="expression",
+        test="test_cuda.py::test_kernels_compiled_for_an_older_gpu[80-75]",
     ),
 ]
 
