@@ -184,6 +184,7 @@ class CudaEngine final : public Engine<T> {
   void queue_weight(double weight, double scale, std::int64_t index);
   void queue_update(const Order& order, const Planned& update, std::int64_t index);
   RunResult run_custom(const Order& order, const Interrupt& interrupt, Cursor* cursor);
+  std::int64_t count_updates(std::int64_t queued, Cursor* cursor) const;
   RunResult finish_run(const Order& order, std::int64_t queued, bool stopped, Cursor* cursor);
   template <class After>
   void run_again(const Order& order, const Planned& update, After&& after);

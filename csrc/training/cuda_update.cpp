@@ -533,21 +533,26 @@ RunResult CudaEngine<T>::run(const Order& order, std::int64_t updates, const Int
   };
   while (static_cast<std::int64_t>(finished_.size()) < kMostQueued)
     finished_.push_back(std::make_unique<cuda::Event>(kOperation));
-  for (; queued < count; ++queued) {
-    if ((stopped = stopped || question.stop())) break;
-    queue_update(order, planned_[static_cast<std::size_t>(queued)], queued);
-    finished_[static_cast<std::size_t>(queued % kMostQueued)]->record(stream_, kOperation);
-    if (queued % kLookEvery == kLookEvery - 1)
-      cuda::check(cudaMemcpyAsync(host_status_.data(), &state_.data()->status, sizeof(int),
-                                  cudaMemcpyDeviceToHost, stream_),
-                  kOperation);
-    while (!stopped && queued + 1 - done >= most_queued_) wait_for_one();
-    if (*static_cast<const volatile int*>(host_status_.data()) != 0) {
-      ++queued;
-      break;
+  try {
+    while (queued < count) {
+      if ((stopped = stopped || question.stop())) break;
+      queue_update(order, planned_[static_cast<std::size_t>(queued)], queued);
+      const std::int64_t index = queued++;
+      finished_[static_cast<std::size_t>(index % kMostQueued)]->record(stream_, kOperation);
+      if (index % kLookEvery == kLookEvery - 1)
+        cuda::check(cudaMemcpyAsync(host_status_.data(), &state_.data()->status, sizeof(int),
+                                    cudaMemcpyDeviceToHost, stream_),
+                    kOperation);
+      while (!stopped && queued - done >= most_queued_) wait_for_one();
+      if (*static_cast<const volatile int*>(host_status_.data()) != 0) break;
     }
+    while (!stopped && done < queued) wait_for_one();
+  } catch (...) {
+    // What was queued before changes the model, and reads the tables until it is done.
+    download_state();
+    (void)count_updates(queued, cursor);
+    throw;
   }
-  while (!stopped && done < queued) wait_for_one();
   download_state();
   return finish_run(order, queued, stopped, cursor);
 }
@@ -579,14 +584,12 @@ std::int64_t CudaEngine<T>::weigh_updates(const Order& order, std::int64_t count
   return count;
 }
 
-// From the state that has been read back to the cursor and the result.
+// From the state that has been read back to the cursor. Returns the first of the queued updates
+// that was not passed.
 template <class T>
-RunResult CudaEngine<T>::finish_run(const Order& order, std::int64_t queued, bool stopped,
-                                    Cursor* cursor) {
-  const cuda::StepState state = host_state_[0];
-  RunResult result;
-  result.updates = state.updates;
-  std::int64_t next = 0;  // the first queued update that was not passed
+std::int64_t CudaEngine<T>::count_updates(std::int64_t queued, Cursor* cursor) const {
+  const cuda::StepState& state = host_state_[0];
+  std::int64_t next = 0;
   while (next < queued && planned_[static_cast<std::size_t>(next)].begin +
                                   planned_[static_cast<std::size_t>(next)].rows <=
                               state.position) {
@@ -602,6 +605,17 @@ RunResult CudaEngine<T>::finish_run(const Order& order, std::int64_t queued, boo
   cursor->loss = state.run_loss;
   cursor->hits = state.run_hits;
   cursor->weight = state.run_weight;
+  return next;
+}
+
+// From the state that has been read back to the cursor and the result.
+template <class T>
+RunResult CudaEngine<T>::finish_run(const Order& order, std::int64_t queued, bool stopped,
+                                    Cursor* cursor) {
+  const cuda::StepState state = host_state_[0];
+  const std::int64_t next = count_updates(queued, cursor);
+  RunResult result;
+  result.updates = state.updates;
   if (state.updates > 0) {
     result.totals = {state.last_loss, state.last_hits, state.last_weight};
     result.lr = lr_[static_cast<std::size_t>(state.updates - 1)];

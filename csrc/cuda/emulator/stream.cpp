@@ -408,6 +408,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
   const auto lock = lock_device();
   if (graph == nullptr) return result(cudaErrorInvalidValue);
+  if (memory_in_use() >= settings().memory_bytes) return result(cudaErrorMemoryAllocation);
   *executable = new CUgraphExec_st{std::make_shared<const std::vector<Node>>(graph->nodes)};
   return result(cudaSuccess);
 }

@@ -16,6 +16,11 @@
 #include "thalweg/thalweg_c.h"
 #include "training/model.h"
 
+#if defined(TW_CUDA_EMULATED)
+#include "cuda/emulator/device_memory.h"
+#include "cuda/emulator/settings.h"
+#endif
+
 namespace thalweg {
 namespace {
 
@@ -390,6 +395,52 @@ void test_captures_beside_other_threads() {
   }
 }
 
+#if defined(TW_CUDA_EMULATED)
+// The last minibatch of an epoch is smaller: its graph finds no memory while the updates before it
+// are queued.
+void test_failure_behind_updates() {
+  cuda::test::context = "failure behind updates";
+  const DataSet data;
+  const Arrays arrays = arrays_at(data.x.data(), data.y.data(), data.weights.data());
+  const auto fit = [&](tw_model* model, std::int64_t max_steps) {
+    tw_fit_options options{};
+    options.struct_size = sizeof(options);
+    options.epochs = 1;
+    options.batch_size = 10;
+    options.max_steps = max_steps;
+    return tw_model_fit(model, &arrays.x, &arrays.y, &arrays.weights, &options, nullptr);
+  };
+  const auto values = [](tw_model* model) {
+    Results results;
+    const std::int64_t parameters = tw_model_num_parameters(model);
+    for (const auto get : {tw_model_get_parameters, tw_model_get_theta, tw_model_get_average})
+      results.add(parameters, false,
+                  [&](void* out, std::size_t bytes) { return get(model, out, bytes); });
+    results.add(parameters, false, [&](void* out, std::size_t bytes) {
+      return tw_model_get_slot(model, 0, out, bytes);
+    });
+    results.add(14, false, [&](void* out, std::size_t bytes) {
+      return tw_model_get_state(model, out, bytes);
+    });
+    return results.all();
+  };
+  const Model model, other;
+  expect_ok(fit(model, 1), "tw_model_fit");
+  const std::size_t memory = emulator::settings().memory_bytes;
+  emulator::settings().memory_bytes = emulator::memory_in_use();
+  expect_error(fit(model, 0), TW_ERROR_MEMORY, "[fit]", "tw_model_fit without memory");
+  emulator::settings().memory_bytes = memory;
+  expect_ok(fit(other, 3), "tw_model_fit");
+  for (const std::int64_t steps : {3, 4, 8}) {
+    expect_that(tw_model_steps_done(model) == steps, "expected ", steps, " steps, got ",
+                tw_model_steps_done(model));
+    expect_that(values(model) == values(other), "expected the values of ", steps, " updates");
+    expect_ok(fit(model, 0), "tw_model_fit");
+    expect_ok(fit(other, 0), "tw_model_fit");
+  }
+}
+#endif
+
 void test_what_cannot_work() {
   cuda::test::context = "errors";
   tw_model_options options{};
@@ -415,6 +466,9 @@ void tests() {
   test_streams_that_are_waited_for();
   test_workspace_of_the_caller();
   test_captures_beside_other_threads();
+#if defined(TW_CUDA_EMULATED)
+  test_failure_behind_updates();
+#endif
   test_what_cannot_work();
 }
 
