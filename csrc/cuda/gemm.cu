@@ -108,7 +108,8 @@ class Cursor {
   std::int64_t taken_ = 0;
 };
 
-// `items` doubles per row block and column, and `group_items` per group and column.
+// `items` doubles per row block and column, and `group_items` per group and column. Room for the
+// most groups that fewer rows may have, too.
 RowMerge plan_merge(Cursor& cursor, std::int64_t rows, std::int64_t pitch, int items,
                     int group_items, std::int64_t tiles_n, std::int64_t tickets) {
   RowMerge merge;
@@ -122,7 +123,7 @@ RowMerge plan_merge(Cursor& cursor, std::int64_t rows, std::int64_t pitch, int i
   merge.blocks_per_group = static_cast<int>(per_group);
   merge.group_count = static_cast<int>(ceil_div(blocks, per_group));
   merge.blocks = cursor.take<double>(blocks * items * pitch);
-  merge.groups = cursor.take<double>(merge.group_count * group_items * pitch);
+  merge.groups = cursor.take<double>(ceil_div(blocks, kMergedBlocks) * group_items * pitch);
   merge.tickets = cursor.take_tickets(tiles_n * tickets_of_merge(merge.group_count));
   return merge;
 }
@@ -234,14 +235,17 @@ WeightGradientTask<T> plan(const DenseWeightGradient<T>& p, Cursor& cursor) {
   split.count = static_cast<int>(std::max<std::int64_t>(ceil_div(rows, split.rows), 1));
   split.per_group = static_cast<int>(kMergedParts);
   split.group_count = static_cast<int>(ceil_div(split.count, split.per_group));
+  // Rounding may leave fewer parts than fewer rows have, and large tiles are fewer than small ones:
+  // room for all.
   const std::int64_t tile = tiles * task.tiling.rows * task.tiling.columns;
-  if (split.count > 1) {
-    task.parts = cursor.take<T>(split.count * tile);
-    task.groups = cursor.take<T>(split.group_count * tile);
+  if (parts > 1) {
+    task.parts = cursor.take<T>(parts * tile);
+    task.groups = cursor.take<T>(ceil_div(parts, kMergedParts) * tile);
     task.tickets = cursor.take_tickets(tiles * tickets_of_merge(split.group_count));
   }
   if (p.squares) {
-    task.squares = cursor.take<double>(tiles);
+    const Tiling small = cut(TileShape::kSmall, p.dw.rows, p.dw.pitch, true);
+    task.squares = cursor.take<double>(std::max<std::int64_t>(tiles, small.count()));
     task.squares_ticket = cursor.take_tickets(1);
   }
   return task;

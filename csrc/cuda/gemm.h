@@ -125,7 +125,7 @@ struct ColumnSums {
 };
 
 // Bytes of `scratch.memory` of such a problem. They depend on its shapes and precision and on which
-// parts it has, but not on addresses.
+// parts it has, but not on addresses, and with fewer rows they are not more.
 template <class T>
 std::size_t scratch_bytes(const DenseForward<T>& problem);
 template <class T>

@@ -371,41 +371,29 @@ void CudaBackend<T>::running_statistics(const Pass& pass, const T* from, T* to,
 template <class T>
 std::size_t CudaBackend<T>::scratch_bytes(const Plan& plan, const CudaParameters<T>& parameters,
                                           CudaWorkspace<T>& workspace) {
-  // The need grows with the rows, but not always from one row block to the next. From here on
-  // weight gradients divide no further.
-  constexpr std::int64_t kMostDivided = 64 * 256;
-  const std::int64_t capacity = workspace.rows();
   const bool gradients = workspace.has_gradients();
   CudaResults<T> results;
   std::vector<double> squares(plan.tensors.size());
   results.gradients = gradients ? parameters.values.data() : nullptr;  // nothing is launched
   results.squares = squares.data();
-  std::size_t most = 0;
-  const auto size = [&](std::int64_t rows) {
-    workspace.set_rows(rows);
-    CudaBackend backend(plan, parameters, workspace, results, nullptr);
-    backend.sizing_ = true;
-    Executor<CudaBackend> executor(backend);
-    Pass pass;
-    pass.input_gradient = true;
-    for (const Mode mode : {Mode::kInference, Mode::kTraining}) {
-      pass.mode = mode;
-      const LossRequest request{gradients && mode == Mode::kTraining ? 1.0 : 0.0, true, false};
-      executor.forward(pass, &request);
-      executor.forward(pass);
-      executor.loss(pass, request, nullptr);
-    }
-    if (gradients) {
-      executor.backward(pass);
-      backend.end_gradients();
-      executor.gradients(results.gradients, false, [](int) { return true; });
-    }
-    most = std::max(most, backend.most_scratch_);
-  };
-  for (std::int64_t rows = kRowBlock; rows < std::min(capacity, kMostDivided); rows += kRowBlock)
-    size(rows);
-  size(capacity);
-  return most;
+  CudaBackend backend(plan, parameters, workspace, results, nullptr);
+  backend.sizing_ = true;
+  Executor<CudaBackend> executor(backend);
+  Pass pass;
+  pass.input_gradient = true;
+  for (const Mode mode : {Mode::kInference, Mode::kTraining}) {
+    pass.mode = mode;
+    const LossRequest request{gradients && mode == Mode::kTraining ? 1.0 : 0.0, true, false};
+    executor.forward(pass, &request);
+    executor.forward(pass);
+    executor.loss(pass, request, nullptr);
+  }
+  if (gradients) {
+    executor.backward(pass);
+    backend.end_gradients();
+    executor.gradients(results.gradients, false, [](int) { return true; });
+  }
+  return backend.most_scratch_;
 }
 
 template class CudaBackend<float>;

@@ -654,6 +654,32 @@ void test_parameters() {
                 "alignment of the tensors");
 }
 
+// A workspace has the scratch memory for every smaller minibatch.
+template <class T>
+void test_scratch_memory() {
+  const auto dense = [](int units) { return concat(R"({"type":"dense","units":)", units, "}"); };
+  for (const std::string& layers :
+       {dense(64) + R"(,"relu",)" + dense(64) + R"(,"relu",)" + dense(10),
+        dense(200) + R"(,"relu",)" + dense(2),
+        dense(40) + R"(,"batch_norm","relu",)" + dense(130) + R"(,"tanh",)" + dense(3)}) {
+    for (const int in : {64, 100}) {
+      cuda::test::context = concat("scratch memory ", layers, " of ", in);
+      const char* const dtype = sizeof(T) == 4 ? "float32" : "float64";
+      const Plan plan = compile(parse_description(concat(R"({"in_features":)", in, R"(,"dtype":")",
+                                                         dtype, R"(","layers":[)", layers, "]}")));
+      const CudaParameters<T> parameters(plan, {}, kStream);
+      const auto bytes = [&](std::int64_t rows) {
+        cuda::Region counter;
+        return CudaWorkspace<T>(plan, parameters, rows, true, 0, &counter).scratch_bytes();
+      };
+      for (const auto& [rows, capacity] :
+           {std::pair<int, int>{16384, 20000}, {20000, 30000}, {500, 512}, {4096, 5000}})
+        expect_that(bytes(rows) <= bytes(capacity), "expected ", capacity, " rows to reserve the ",
+                    bytes(rows), " bytes of ", rows, ", got ", bytes(capacity));
+    }
+  }
+}
+
 void test_precision() {
   cuda::test::context = "precision";
   using cuda::Precision;
@@ -681,6 +707,8 @@ void test_precision() {
 void tests() {
   test_parameters();
   test_precision();
+  test_scratch_memory<float>();
+  test_scratch_memory<double>();
   test_networks<double>("float64", cuda::Precision::kSimt, kBounds<double>, 1000, 12);
   test_networks<float>("float32", cuda::Precision::kSimt, kBounds<float>, 2000, 24);
   test_networks<float>("three planes", cuda::Precision::kThreePlanes, kBounds<float>, 3000, 12);

@@ -996,6 +996,64 @@ void test_replays(Precision precision) {
   check(cudaStreamDestroy(stream), "test");
 }
 
+// ---- Scratch memory -----------------------------------------------------------------------------
+
+// What is reserved for a batch is enough for any smaller one.
+template <class T>
+void test_scratch_grows_with_rows(int64_t out, int64_t in) {
+  context = concat("scratch memory ", sizeof(T) * 8, " ", out, "x", in);
+  T vector{};  // nothing is launched: that it is there counts
+  double squares = 0;
+  const auto matrix = [](int64_t rows, int64_t width) {
+    Matrix<T> shape;
+    shape.rows = rows;
+    shape.width = width;
+    shape.pitch = pitch_of(width);
+    return shape;
+  };
+  const auto bytes = [&](int64_t rows) {
+    DenseForward<T> statistics;
+    statistics.x = matrix(rows, in);
+    statistics.weight = matrix(out, in);
+    statistics.y = matrix(rows, out);
+    statistics.takes_statistics = true;
+    DenseForward<T> loss = statistics;
+    loss.takes_statistics = false;
+    loss.takes_loss = out <= kFusedClasses<T>;
+    loss.loss_bias_gradient = &vector;
+    DenseInputGradient<T> input;
+    input.dy = matrix(rows, out);
+    input.weight = matrix(out, in);
+    input.dx = matrix(rows, in);
+    input.bias_gradient = &vector;
+    DenseWeightGradient<T> weight;
+    weight.dy = input.dy;
+    weight.x = statistics.x;
+    weight.dw = matrix(out, in);
+    weight.squares = &squares;
+    ColumnSums<T> sums;
+    sums.x = statistics.x;
+    return std::array{scratch_bytes(statistics), scratch_bytes(loss), scratch_bytes(input),
+                      scratch_bytes(weight), scratch_bytes(sums)};
+  };
+  const auto check_pair = [&](int64_t rows, int64_t capacity) {
+    const auto needed = bytes(rows);
+    const auto reserved = bytes(capacity);
+    for (std::size_t i = 0; i < needed.size(); ++i)
+      expect_that(needed[i] <= reserved[i], "problem ", i, ": ", capacity, " rows need ",
+                  reserved[i], " bytes, but ", rows, " need ", needed[i]);
+  };
+  for (int64_t rows = 1; rows < 50000; rows += rows < 1500 ? 1 : 37) check_pair(rows, rows + 37);
+  for (const int64_t rows : {16384, 2016 * 64, 4064 * 64}) {
+    for (int64_t more = 64; more < 20000; more += 640) check_pair(rows, rows + more);
+  }
+  Random random(static_cast<std::uint64_t>(out + in));
+  for (int i = 0; i < 3000; ++i) {
+    const int64_t capacity = 1 + random.below(400000);
+    check_pair(1 + random.below(capacity), capacity);
+  }
+}
+
 template <class T>
 void test_column_sums(int64_t rows, int64_t width, bool accumulate) {
   context = concat("column sums ", sizeof(T) * 8, " ", rows, "x", width);
@@ -1165,6 +1223,17 @@ void test_all() {
   // More columns of tiles than there are tickets for two levels.
   test_input_gradient_epilogue<float>(Precision::kSimt, TileShape::kSmall, {2, 134400, 1},
                                       {.signs = true});
+  for (const auto& [out, in] : {std::pair<int64_t, int64_t>{64, 64},
+                                {10, 64},
+                                {200, 100},
+                                {2, 200},
+                                {1300, 1300},
+                                {4096, 24},
+                                {24, 4096},
+                                {8192, 8192}}) {
+    test_scratch_grows_with_rows<float>(out, in);
+    test_scratch_grows_with_rows<double>(out, in);
+  }
   test_missing_tile();
   test_loss_fails_step();
   test_replays(has_tensor_cores() ? Precision::kTwoPlanes : Precision::kSimt);
