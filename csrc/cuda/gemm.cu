@@ -98,6 +98,7 @@ class Cursor {
     taken_ += count;
     return at;
   }
+  std::int64_t tickets_taken() const { return taken_; }
   std::int64_t tickets_left() const { return kTickets - taken_; }
   std::size_t bytes() const { return bytes_; }
 
@@ -283,7 +284,7 @@ template <class Problem>
 auto place(const Problem& problem) {
   Cursor cursor(problem.scratch);
   auto task = plan(problem, cursor);
-  expect(cursor.tickets_left() >= 0, "fewer tickets");
+  expect(cursor.tickets_taken() <= problem.scratch.ticket_count, "tickets for all tiles");
   expect(cursor.bytes() == 0 || problem.scratch.memory, "scratch memory");
   return task;
 }

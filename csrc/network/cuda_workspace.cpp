@@ -126,7 +126,9 @@ CudaWorkspace<T>::CudaWorkspace(const Plan& plan, const CudaParameters<T>& param
   if (gradients) unwanted_ = cuda::DeviceArray<T>(2 * widest, kOperation, region);
   targets_ = cuda::DeviceArray<T>(element_count(capacity, cuda::pitch_of(plan.out_features)),
                                   kOperation, region);
-  tickets_ = cuda::DeviceArray<unsigned>(cuda::kTickets, kOperation, region);
+  std::int64_t columns = 0;
+  for (const Buffer& buffer : plan.buffers) columns = std::max(columns, buffer.width);
+  tickets_ = cuda::DeviceArray<unsigned>(cuda::tickets_for(columns), kOperation, region);
   const std::size_t most =
       std::max(scratch_bytes, CudaBackend<T>::scratch_bytes(plan, parameters, *this));
   scratch_ = cuda::DeviceArray<std::byte>(static_cast<std::int64_t>(most), kOperation, region);

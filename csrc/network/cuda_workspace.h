@@ -59,7 +59,7 @@ class CudaWorkspace {
     return {row_weights.data(), block_weights.data(), total_weight.data()};
   }
 
-  cuda::Scratch scratch() const { return {tickets_.data(), scratch_.data()}; }
+  cuda::Scratch scratch() const { return {tickets_.data(), scratch_.data(), tickets_.size()}; }
   std::size_t scratch_bytes() const { return scratch_.bytes(); }
   // For operations beside the passes. Moves the memory: before graphs are captured.
   void reserve_scratch(std::size_t bytes);

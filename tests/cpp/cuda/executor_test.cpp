@@ -555,6 +555,24 @@ void test_dropout() {
   }
 }
 
+// A layer with more columns of tiles than a launch may always count on tickets for.
+void test_wide_layer() {
+  const std::string dense = concat(R"({"type":"dense","units":)", cuda::kTickets * 64 + 8, "},");
+  for (const char* rest : {R"("tanh")", R"("batch_norm","tanh")"}) {
+    Case problem;
+    std::uint64_t seed = 900;
+    do {
+      problem = draw(++seed, "float64", R"({"type":"dense","units":1})");
+    } while (problem.rows < 3 || problem.rows > 16 ||
+             compile(parse_description(problem.json)).in_features > 5);
+    problem = draw(seed, "float64", dense + rest);
+    cuda::test::context = concat("wide layer, seed ", seed, " ", problem.json);
+    const Result want = run_on_cpu<double>(problem, Mode::kTraining);
+    CudaCase<double> cuda_case(problem, {}, problem.rows);
+    expect_result("training", cuda_case.run(Mode::kTraining, true), want, kBounds<double>);
+  }
+}
+
 // The rows of a batch in two parts: sums add up.
 template <class T>
 void test_accumulation() {
@@ -717,6 +735,7 @@ void tests() {
   test_networks<float>("bfloat16", cuda::Precision::kBfloat16, {3e-2, 3e-2, 2e-1, 5.0}, 5000, 8);
   test_dropout<float>();
   test_dropout<double>();
+  test_wide_layer();
   test_accumulation<float>();
   test_accumulation<double>();
   test_batch_size<float>(cuda::Precision::kSimt);

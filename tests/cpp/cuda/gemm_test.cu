@@ -144,14 +144,16 @@ std::vector<double> widened(const std::vector<T>& values) {
   return {values.begin(), values.end()};
 }
 
+constexpr int64_t kWidest = kTickets * 128 + 8;
+
 // Scratch memory as a problem wants it, and tickets that have to be zero after every launch.
 class Workspace {
  public:
-  Workspace() : tickets_(kTickets) { tickets_.fill_bytes(0); }
+  Workspace() : tickets_(tickets_for(kWidest)) { tickets_.fill_bytes(0); }
   template <class Problem>
   Scratch of(const Problem& problem) {
     memory_.emplace(static_cast<int64_t>(scratch_bytes(problem)));
-    return {tickets_.data(), memory_->size() > 0 ? memory_->data() : nullptr};
+    return {tickets_.data(), memory_->size() > 0 ? memory_->data() : nullptr, tickets_.size()};
   }
   void check_tickets() {
     for (const unsigned ticket : tickets_.download()) expect_that(ticket == 0, "a ticket is left");
@@ -1223,6 +1225,10 @@ void test_all() {
   // More columns of tiles than there are tickets for two levels.
   test_input_gradient_epilogue<float>(Precision::kSimt, TileShape::kSmall, {2, 134400, 1},
                                       {.signs = true});
+  // More of them than there are tickets.
+  test_input_gradient_epilogue<float>(Precision::kSimt, TileShape::kSmall,
+                                      {2, kTickets * 64 + 8, 1}, {.signs = true});
+  test_column_sums<float>(2, kWidest, false);
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{64, 64},
                                 {10, 64},
                                 {200, 100},
