@@ -3,12 +3,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "core/error.h"
 #include "math/losses.h"
 #include "math/optimizers.h"
 #include "network/initialize.h"
 #include "ops/device_resolution.h"
+#if defined(TW_WITH_CUDA)
+#include "cuda/resources.h"
+#endif
 
 namespace thalweg {
 namespace {
@@ -82,6 +86,11 @@ std::vector<std::pair<std::string, std::int64_t>> TypedModel<T>::fallbacks() con
 
 template <class T>
 std::unique_ptr<Model> TypedModel<T>::copy() const {
+#if defined(TW_WITH_CUDA)
+  // An engine lives on the GPU that is current when it is made.
+  std::optional<cuda::DeviceScope> scope;
+  if (engine_->exchange() != nullptr) scope.emplace(engine_->exchange()->device());
+#endif
   auto other = std::make_unique<TypedModel<T>>(plan_.description, device(), threads_, stream_);
   Snapshot snapshot;
   take(&snapshot);
