@@ -38,6 +38,10 @@ def test_dry_run_writes_one_file(tmp_path: Path) -> None:
     (timed,) = [row for row in rows if row["kind"] == "gpu-step"]
     assert timed["peers"]["thalweg"]["microseconds"]["median"] > 0
     assert timed["peers"]["thalweg"]["loss_deviation"] <= 1e-3
+    entry = timed["peers"]["thalweg"]
+    assert entry["seconds_per_epoch"] == pytest.approx(
+        2e-6 * entry["microseconds"]["median"], rel=1e-3
+    )
     assert {"gpu", "commit", "versions", "hardware", "date"} <= timed.keys()
 
 

@@ -280,9 +280,11 @@ def _time(
     for name, times in seconds.items():
         if not times:
             continue
+        median = quartiles(times)["median"]
         entry = {
             "microseconds": quartiles([1e6 * one for one in times]),
-            "samples_per_second": round(row["batch"] / quartiles(times)["median"]),
+            "samples_per_second": round(row["batch"] / median),
+            "seconds_per_epoch": float(f"{median * row['steps_per_epoch']:.4g}"),
         }
         if ours:
             entry["ratio"] = quartiles([a / b for a, b in zip(times, ours, strict=False)])
