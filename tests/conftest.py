@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Generator
@@ -42,6 +43,9 @@ def scaled(count: int, least: int = 1) -> int:
 
 
 def pytest_sessionstart() -> None:
+    # A shell starts its background jobs with interrupts ignored, and some tests wait for one.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if GPU_REQUIRED and (EMULATED or not thalweg._core.information()["cuda_available"]):
         reason = "kernels are emulated" if EMULATED else thalweg._core.information()["why_not_cuda"]
         pytest.exit(f"THALWEG_REQUIRE_GPU=1, but there is no usable GPU: {reason}", returncode=1)
