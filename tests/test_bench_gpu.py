@@ -106,6 +106,7 @@ def test_sanitizers_report_per_program_and_tool(
     run.sanitizers(one)
     (row,) = read(tmp_path / "r.json")
     assert row["outcome"] == "failed" and one.failed == ["sanitizers"]
+    assert one.status() == 1
     assert row["programs"] == {
         "cuda_x_test": {
             "memcheck": "passed",
@@ -125,6 +126,7 @@ def test_sanitizers_that_do_not_finish_have_not_passed(
     run.sanitizers(one)
     (row,) = read(tmp_path / "r.json")
     assert row["outcome"] == "incomplete" and one.incomplete == ["sanitizers"]
+    assert one.status() == 3
     tools = row["programs"]["cuda_x_test"]
     assert tools == dict.fromkeys(run.SANITIZERS, "not run") | {"memcheck": "timeout"}
     assert row["output"] == ["not finished:", *(f"cuda_x_test, {k}: {v}" for k, v in tools.items())]
@@ -137,7 +139,31 @@ def test_sanitizers_pass_when_all_have_finished(
     one = runner(tmp_path)
     run.sanitizers(one)
     assert read(tmp_path / "r.json")[0]["outcome"] == "passed"
-    assert not one.failed and not one.incomplete
+    assert not one.failed and not one.incomplete and one.status() == 0
+
+
+def test_a_failure_comes_before_what_is_incomplete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = runner(tmp_path)
+    one.record("sanitizers", "incomplete", time.monotonic(), "")
+    one.record("tests", "timeout", time.monotonic(), "")
+    assert one.status() == 1
+    assert "INCOMPLETE: sanitizers\nFAILED: tests\n" in capsys.readouterr().out
+
+
+def test_the_status_of_the_command_is_the_runners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "r.json"
+    monkeypatch.setattr(sys, "argv", ["run.sh", "--dry-run", "--output", str(output)])
+    for stage in ("tests", "benchmark"):
+        monkeypatch.setattr(run, stage, lambda one: None)
+    monkeypatch.setattr(
+        run, "sanitizers", lambda one: one.record("sanitizers", "incomplete", time.monotonic(), "")
+    )
+    assert run.main() == 3
+    assert read(output)[0]["outcome"] == "incomplete"
 
 
 def test_every_named_test_exists() -> None:

@@ -2,6 +2,9 @@
 
 Every stage has a share of the time, a row in the results, and cannot take the others down: what
 fails or runs out of time is recorded, and the next stage begins.
+
+Exit status: 0 passed, 1 a stage failed or ran out of time, 3 none failed but some did not finish
+all of its parts.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # The most that a stage may take, of the nine minutes.
 SECONDS = {"environment": 60, "build": 200, "kernels": 60, "tests": 120, "sanitizers": 70}
 RESERVE = 5  # at the end, to write the results
+INCOMPLETE = 3  # exit status; 2 is argparse's
 
 
 class Runner:
@@ -114,6 +118,14 @@ class Runner:
         if outcome in ("failed", "timeout", "incomplete"):
             print("\n".join(row["output"]))
         print(f"==== {stage}: {outcome}, {row['seconds']} s", flush=True)
+
+    def status(self) -> int:
+        """Says what did not pass; the exit status."""
+        if self.incomplete:
+            print(f"INCOMPLETE: {', '.join(self.incomplete)}")
+        if self.failed:
+            print(f"FAILED: {', '.join(self.failed)}")
+        return 1 if self.failed else INCOMPLETE if self.incomplete else 0
 
 
 def prepare() -> int:
@@ -307,11 +319,7 @@ def main() -> int:
         sanitizers(runner)
         benchmark(runner)
     print(f"results: {options.output}")
-    if runner.incomplete:
-        print(f"INCOMPLETE: {', '.join(runner.incomplete)}")
-    if runner.failed:
-        print(f"FAILED: {', '.join(runner.failed)}")
-    return int(bool(runner.failed))
+    return runner.status()
 
 
 if __name__ == "__main__":

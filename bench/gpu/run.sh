@@ -7,6 +7,8 @@
 #   bash bench/gpu/run.sh --prepare    on a machine with a network: collects the build tools that
 #                                      the GPU machine's Python lacks in build/gpu/wheels
 #
+# Exit status: 0 passed, 1 a stage failed or ran out of time, 3 none failed but a stage (the
+# sanitizers) did not finish all of its parts.
 # PYTHON names the interpreter (default: python3); further options: --help.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
