@@ -320,10 +320,22 @@ Results<T> test_path(int64_t rows, int64_t width, Activation phi, bool weighted,
   return results;
 }
 
+// Without clusters, one block keeps the columns of z and dy whole.
+template <class T>
+bool slab_fits(int64_t rows) {
+  constexpr int64_t kColumns = 32;
+  constexpr int64_t kBeside = 24 << 10;  // bytes, about
+  int most = 0;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "test");
+  const int64_t slab = round_up(rows, kRowBlock) * 2 * kColumns * int64_t{sizeof(T)};
+  return has_clusters() || slab + kBeside <= most;
+}
+
 template <class T>
 void test_both_paths(int64_t rows, int64_t width, Activation phi, bool weighted, bool accumulate) {
   const Results<T> two =
       test_path<T>(rows, width, phi, weighted, false, accumulate, BatchNormPath::kTwoPasses);
+  if (!slab_fits<T>(rows)) return;
   const Results<T> slab =
       test_path<T>(rows, width, phi, weighted, false, accumulate, BatchNormPath::kSlab);
   expect_same_results(two, slab);
@@ -475,7 +487,8 @@ void test_all() {
         static_cast<int>(kActivationTanh), static_cast<int>(kActivationGelu)}) {
     test_both_paths<T>(150, 37, {id, 0.125}, id % 2 == 1, false);
     test_path<T>(70, 130, {id, 0.125}, false, true, false, BatchNormPath::kTwoPasses);
-    test_path<T>(70, 33, {id, 0.125}, false, true, true, BatchNormPath::kSlab);
+    if (slab_fits<T>(70))
+      test_path<T>(70, 33, {id, 0.125}, false, true, true, BatchNormPath::kSlab);
   }
   // A cluster of several blocks.
   test_both_paths<T>(sizeof(T) == 4 ? 1300 : 900, 40, {kActivationRelu}, true, false);

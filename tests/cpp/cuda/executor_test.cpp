@@ -729,17 +729,20 @@ void tests() {
   test_scratch_memory<double>();
   test_networks<double>("float64", cuda::Precision::kSimt, kBounds<double>, 1000, 12);
   test_networks<float>("float32", cuda::Precision::kSimt, kBounds<float>, 2000, 24);
-  test_networks<float>("three planes", cuda::Precision::kThreePlanes, kBounds<float>, 3000, 12);
-  // Operands of 16 and of 8 significant bits, in networks of few layers.
-  test_networks<float>("two planes", cuda::Precision::kTwoPlanes, {1e-4, 1e-4, 1e-3, 1.0}, 4000, 8);
-  test_networks<float>("bfloat16", cuda::Precision::kBfloat16, {3e-2, 3e-2, 2e-1, 5.0}, 5000, 8);
+  if (cuda::test::has_tensor_cores()) {
+    test_networks<float>("three planes", cuda::Precision::kThreePlanes, kBounds<float>, 3000, 12);
+    // Operands of 16 and of 8 significant bits, in networks of few layers.
+    test_networks<float>("two planes", cuda::Precision::kTwoPlanes, {1e-4, 1e-4, 1e-3, 1.0}, 4000,
+                         8);
+    test_networks<float>("bfloat16", cuda::Precision::kBfloat16, {3e-2, 3e-2, 2e-1, 5.0}, 5000, 8);
+    test_batch_size<float>(cuda::Precision::kThreePlanes);
+  }
   test_dropout<float>();
   test_dropout<double>();
   test_wide_layer();
   test_accumulation<float>();
   test_accumulation<double>();
   test_batch_size<float>(cuda::Precision::kSimt);
-  test_batch_size<float>(cuda::Precision::kThreePlanes);
   test_batch_size<double>(cuda::Precision::kSimt);
   test_running_statistics<float>();
   test_running_statistics<double>();

@@ -1208,12 +1208,6 @@ void test_epilogues(Precision precision) {
   test_weight_gradient_epilogue<T>(precision, TileShape::kSmall, {0, 20, 20}, 0, false);
 }
 
-bool has_tensor_cores() {
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "test");
-  return major >= 8;
-}
-
 void test_all() {
   for (const Precision precision : kPrecisions) {
     if (precision != Precision::kSimt && !has_tensor_cores()) continue;

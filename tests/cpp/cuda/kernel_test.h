@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cuda/probe.h"
 #include "cuda/runtime.h"
 
 namespace thalweg::cuda::test {
@@ -129,6 +130,10 @@ void expect_same_bits(const char* what, const std::vector<T>& got, const std::ve
                   std::memcmp(got.data(), want.data(), got.size() * sizeof(T)) == 0,
               what, ": expected the same bits");
 }
+
+// What the kernels were compiled for has them.
+inline bool has_tensor_cores() { return compiled_architecture("test") >= 80; }
+inline bool has_clusters() { return compiled_architecture("test") >= 90; }
 
 // The exit status of a test program: 0 passed, 1 failed, 77 skipped for lack of a GPU.
 inline int run(void (*tests)()) {
