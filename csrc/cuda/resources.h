@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/arena.h"
+#include "cuda/idle_memory.h"
 #include "cuda/runtime.h"
 
 namespace thalweg::cuda {
@@ -77,7 +78,8 @@ class DeviceArray {
       : size_(size), owned_(region == nullptr) {
     if (size == 0) return;
     if (owned_)
-      check(cudaMalloc(reinterpret_cast<void**>(&data_), bytes()), operation);
+      check(allocate([&] { return cudaMalloc(reinterpret_cast<void**>(&data_), bytes()); }),
+            operation);
     else
       data_ = static_cast<T*>(region->take(bytes(), operation));
     if (!owned_ && region->counts_only()) return;
@@ -128,7 +130,8 @@ class PinnedArray {
   PinnedArray() = default;
   PinnedArray(std::int64_t size, const char* operation) : size_(size) {
     if (size == 0) return;
-    check(cudaMallocHost(reinterpret_cast<void**>(&data_), array_bytes(size, sizeof(T))),
+    const std::size_t bytes = array_bytes(size, sizeof(T));
+    check(allocate([&] { return cudaMallocHost(reinterpret_cast<void**>(&data_), bytes); }),
           operation);
   }
   PinnedArray(PinnedArray&& other) noexcept
@@ -202,7 +205,8 @@ class Graph {
     }
     check(cudaStreamEndCapture(stream, &graph), operation);
     cudaError_t status = cudaGraphGetNodes(graph, nullptr, &nodes_);
-    if (status == cudaSuccess) status = cudaGraphInstantiate(&executable_, graph, 0);
+    if (status == cudaSuccess)
+      status = allocate([&] { return cudaGraphInstantiate(&executable_, graph, 0); });
     (void)cudaGraphDestroy(graph);
     check(status, operation);
   }

@@ -59,7 +59,8 @@ CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
       slots_(plan, parameters_.layout, plan.description.optimizer, stream_),
       state_(1, kOperation),
       host_state_(1, kOperation),
-      host_status_(1, kOperation) {
+      host_status_(1, kOperation),
+      idle_lanes_(device_, [this] { return release_lanes(); }) {
   const std::int64_t size = parameters_.layout.size;
   if (plan_.description.averaging.kind != Averaging::Kind::kNone) {
     average_ = cuda::DeviceArray<T>(size, kOperation);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cuda/gather.h"
+#include "cuda/idle_memory.h"
 #include "cuda/optimizer_step.h"
 #include "cuda/resources.h"
 #include "cuda/step_state.h"
@@ -153,6 +154,8 @@ class CudaEngine final : public Engine<T> {
   };
   class Lease;  // of a lane out of the pool
   static constexpr std::size_t kPooledLanes = 8;
+  // Empties the pool; whether it had any lane.
+  bool release_lanes() const noexcept;
 
   // cuda_engine.cpp
   T* slot(int index) const { return slots_.slot(index); }
@@ -246,6 +249,7 @@ class CudaEngine final : public Engine<T> {
 
   mutable std::mutex pool_mutex_;
   mutable std::vector<std::unique_ptr<Lane>> pool_;
+  cuda::IdleMemory idle_lanes_;
 };
 
 }  // namespace thalweg

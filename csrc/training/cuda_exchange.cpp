@@ -15,7 +15,9 @@ class CudaMemory final : public DeviceMemory {
   CudaMemory(int device, std::int64_t bytes, const char* operation)
       : device_(device), bytes_(bytes) {
     const cuda::DeviceScope scope(device);
-    if (bytes > 0) cuda::check(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), operation);
+    if (bytes == 0) return;
+    cuda::check(cuda::allocate([&] { return cudaMalloc(&data_, static_cast<std::size_t>(bytes)); }),
+                operation);
   }
   ~CudaMemory() override {
     // Waits for what the device still does with it, whoever queued that.

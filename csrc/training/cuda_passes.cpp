@@ -70,8 +70,15 @@ class CudaEngine<T>::Lease {
 template <class T>
 void CudaEngine<T>::release_workspaces() const {
   const cuda::DeviceScope scope(device_);
+  (void)release_lanes();
+}
+
+template <class T>
+bool CudaEngine<T>::release_lanes() const noexcept {
   const std::lock_guard lock(pool_mutex_);
+  const bool any = !pool_.empty();
   pool_.clear();
+  return any;
 }
 
 template <class T>
@@ -373,6 +380,7 @@ void CudaEngine<T>::recalibrate_batch_norm(const ArrayView& x, std::int64_t batc
 #define TW_INSTANTIATE(T)                                                                        \
   template CudaEngine<T>::Lane::Lane(const Plan&, const CudaParameters<T>&, std::int64_t, bool); \
   template void CudaEngine<T>::release_workspaces() const;                                       \
+  template bool CudaEngine<T>::release_lanes() const noexcept;                                   \
   template void CudaEngine<T>::predict(const ArrayView&, std::int64_t, OutputMap, T*,            \
                                        const Interrupt&, const char*) const;                     \
   template LossTotals CudaEngine<T>::evaluate(const Data&, Targets, std::int64_t,                \

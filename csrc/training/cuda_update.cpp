@@ -144,11 +144,14 @@ void CudaEngine<T>::begin_fit(const FitSource& source, std::int64_t batch_size,
   const std::int64_t bytes = device_bytes(data, rows);
   if (resident_.size() < bytes) {
     resident_ = {};
-    std::size_t free = 0;
-    std::size_t total = 0;
-    cuda::check(cudaMemGetInfo(&free, &total), kOperation);
-    // Some room is left to pure passes.
-    if (static_cast<std::size_t>(bytes) + total / 16 <= free) {
+    const auto fits = [bytes] {
+      std::size_t free = 0;
+      std::size_t total = 0;
+      cuda::check(cudaMemGetInfo(&free, &total), kOperation);
+      // Some room is left to pure passes.
+      return static_cast<std::size_t>(bytes) + total / 16 <= free;
+    };
+    if (fits() || (cuda::release_idle_memory() && fits())) {
       try {
         resident_ = cuda::DeviceArray<std::byte>(bytes, kOperation);
       } catch (const Error& error) {

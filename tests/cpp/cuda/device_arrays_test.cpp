@@ -439,6 +439,45 @@ void test_failure_behind_updates() {
     expect_ok(fit(other, 0), "tw_model_fit");
   }
 }
+
+std::unique_ptr<thalweg::Model> make_model() {
+  return thalweg::Model::create(parse_description(kDescription), "cuda", 1);
+}
+
+// What a model keeps for its next pure pass is there for whoever finds no memory.
+void test_idle_memory() {
+  cuda::test::context = "idle memory";
+  constexpr std::int64_t kMany = 4000;
+  const Values x = Random(4).normals<float>(kMany * kFeatures);
+  const std::unique_ptr<thalweg::Model> model = make_model(), other = make_model();
+  const auto predict = [&](const thalweg::Model& with, std::int64_t rows) {
+    Values out(static_cast<std::size_t>(rows * kClasses));
+    with.predict(ArrayView::matrix(x.data(), rows, kFeatures), rows, out.data());
+    return out;
+  };
+  const auto in_use = [] { return emulator::memory_in_use(); };
+  std::size_t& limit = emulator::settings().memory_bytes;
+  const std::size_t memory = limit;
+  const Values few = predict(*other, kRows);
+  other->release_workspaces();
+  const std::size_t without = in_use();
+  const Values many = predict(*model, kMany);
+  limit = in_use();
+  expect_that(predict(*other, kRows) == few, "expected the same outputs in the other's memory");
+  other->release_workspaces();
+  expect_that(in_use() == without, "expected nothing to be kept, got ", in_use() - without,
+              " bytes");
+  limit = without;
+  bool failed = false;
+  try {
+    (void)predict(*model, kMany);
+  } catch (const Error& error) {
+    failed = error.code() == ErrorCode::kMemory;
+  }
+  expect_that(failed, "expected an error when nothing is idle");
+  limit = memory;
+  expect_that(predict(*model, kMany) == many, "expected the same outputs after the error");
+}
 #endif
 
 void test_what_cannot_work() {
@@ -468,6 +507,7 @@ void tests() {
   test_captures_beside_other_threads();
 #if defined(TW_CUDA_EMULATED)
   test_failure_behind_updates();
+  test_idle_memory();
 #endif
   test_what_cannot_work();
 }
