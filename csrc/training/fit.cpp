@@ -131,10 +131,19 @@ StepRecord TypedModel<T>::step(const Data& data, const Interrupt& interrupt,
   cursor.rows = cursor.batch_size = rows;
   cursor.accumulate = 1;
   const Order order(Shuffle::kNone, rows, plan_.description.seed, 0);
-  const RunResult result = run_updates(order, 1, interrupt, &cursor);
-  cursor_.steps = cursor.steps;
-  cursor_.updates = cursor.updates;
-  cursor_.averaged = cursor.averaged;
+  const auto count_updates = [&] {
+    cursor_.steps = cursor.steps;
+    cursor_.updates = cursor.updates;
+    cursor_.averaged = cursor.averaged;
+  };
+  RunResult result;
+  try {
+    result = run_updates(order, 1, interrupt, &cursor);
+  } catch (...) {
+    count_updates();  // an update may be complete
+    throw;
+  }
+  count_updates();
   const StepRecord record = record_of(result);
   raise(result);
   return record;

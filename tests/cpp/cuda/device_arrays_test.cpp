@@ -5,6 +5,7 @@
 // what was in the memory before, which is NaN.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -444,6 +445,44 @@ std::unique_ptr<thalweg::Model> make_model() {
   return thalweg::Model::create(parse_description(kDescription), "cuda", 1);
 }
 
+// A question whether to stop throws, at any time of a step: steps and parameters agree.
+void test_failure_behind_a_step() {
+  cuda::test::context = "failure behind a step";
+  const DataSet set;
+  Data data;
+  data.x = ArrayView::matrix(set.x.data(), kRows, kFeatures);
+  data.y = ArrayView::vector(set.y.data(), kRows);
+  const std::unique_ptr<thalweg::Model> model = make_model(), other = make_model();
+  const auto parameters = [](const thalweg::Model& of) {
+    Values values(static_cast<std::size_t>(of.num_parameters()));
+    of.get_parameters(values.data());
+    return values;
+  };
+  bool behind = false;
+  bool thrown = true;
+  for (int last = 1; thrown; ++last) {
+    const std::int64_t before = model->steps_done();
+    int asked = 0;
+    thrown = false;
+    try {
+      model->step(data, [&] {
+        // Longer than the time between two questions.
+        std::this_thread::sleep_for(std::chrono::milliseconds(3));
+        if (++asked == last) throw Interrupted("[test] stopped");
+        return false;
+      });
+    } catch (const Interrupted&) {
+      thrown = true;
+    }
+    behind = behind || (thrown && model->steps_done() > before);
+    while (other->steps_done() < model->steps_done()) other->step(data);
+    expect_that(parameters(*model) == parameters(*other), "question ", last,
+                ": expected the parameters of ", model->steps_done(), " steps");
+  }
+  // With another seed an update may be done before anyone asks.
+  if (emulator::settings().seed == 0) expect_that(behind, "expected an exception behind an update");
+}
+
 // What a model keeps for its next pure pass is there for whoever finds no memory.
 void test_idle_memory() {
   cuda::test::context = "idle memory";
@@ -507,6 +546,7 @@ void tests() {
   test_captures_beside_other_threads();
 #if defined(TW_CUDA_EMULATED)
   test_failure_behind_updates();
+  test_failure_behind_a_step();
   test_idle_memory();
 #endif
   test_what_cannot_work();
