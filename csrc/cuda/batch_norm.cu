@@ -755,16 +755,20 @@ namespace {
 
 // f(integral constant, column tiles) with the lanes of the tiles for that pitch.
 template <class F>
-void with_lanes(std::int64_t pitch, const char* operation, F&& f) {
+void with_lanes(std::int64_t pitch, F&& f) {
   const bool wide = pitch >= kWideLanes * kQuad;
   const std::int64_t tiles = ceil_div(pitch, (wide ? kWideLanes : kNarrowLanes) * kQuad);
-  expect<ValueError>(tiles <= kTickets, "[", operation, "] expected at most ",
-                     std::int64_t{kTickets} * kWideLanes * kQuad, " columns, got ", pitch);
   if (wide) {
     f(std::integral_constant<int, kWideLanes>{}, static_cast<int>(tiles));
   } else {
     f(std::integral_constant<int, kNarrowLanes>{}, static_cast<int>(tiles));
   }
+}
+
+// Sums take a ticket per column tile.
+void expect_tickets(const Scratch& scratch, int column_tiles, const char* operation) {
+  expect<InternalError>(column_tiles <= scratch.ticket_count, "[", operation, "] expected ",
+                        column_tiles, " tickets, got ", scratch.ticket_count);
 }
 
 // Blocks that sum: tiles of Place::kBlocks row blocks.
@@ -850,7 +854,8 @@ template <class T>
 void column_statistics(const Matrix<const T>& z, const RowWeights<T>& weights,
                        const BatchStatistics<T>& statistics, const Scratch& scratch,
                        cudaStream_t stream) {
-  with_lanes(z.pitch, kStatisticsOperation, [&](auto lanes, int column_tiles) {
+  with_lanes(z.pitch, [&](auto lanes, int column_tiles) {
+    expect_tickets(scratch, column_tiles, kStatisticsOperation);
     constexpr int kLanes = decltype(lanes)::value;
     launch(column_statistics_kernel<T, kLanes>,
            {.operation = kStatisticsOperation,
@@ -865,7 +870,7 @@ void column_statistics(const Matrix<const T>& z, const RowWeights<T>& weights,
 template <class T>
 void batch_norm(const BatchNormApply<T>& problem, cudaStream_t stream) {
   dispatch_activation(problem.activation.id, [&](auto phi) {
-    with_lanes(problem.y.pitch, kForwardOperation, [&](auto lanes, int column_tiles) {
+    with_lanes(problem.y.pitch, [&](auto lanes, int column_tiles) {
       launch(batch_norm_kernel<T, decltype(phi)>,
              {.operation = kForwardOperation,
               .grid = static_cast<unsigned>(row_blocks_of(problem.y.rows) * column_tiles),
@@ -912,7 +917,8 @@ void batch_norm_backward(const BatchNormBackward<T>& problem, const Scratch& scr
                        stream, problem, shape.blocks)) {
       return;
     }
-    with_lanes(z.pitch, kBackwardOperation, [&](auto lanes, int column_tiles) {
+    with_lanes(z.pitch, [&](auto lanes, int column_tiles) {
+      expect_tickets(scratch, column_tiles, kBackwardOperation);
       constexpr int kLanes = decltype(lanes)::value;
       LaunchConfig config{.operation = kBackwardOperation,
                           .grid = sum_blocks<kLanes>(z.rows, column_tiles),

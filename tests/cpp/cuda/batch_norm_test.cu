@@ -129,7 +129,7 @@ void test_statistics(int64_t rows, int64_t width, double mean, bool weighted) {
   const Moments64 want = moments_of(z, weights.values, rows, width);
   DeviceMatrix<T> device_z(rows, width, z);
   StatisticsBuffers<T> statistics(width);
-  TestScratch scratch(column_statistics_scratch_bytes(rows, width));
+  TestScratch scratch(column_statistics_scratch_bytes(rows, width), tickets_for(width));
   column_statistics<T>(device_z, weights.view(), statistics.view(), scratch.scratch(), nullptr);
   check_statistics(statistics, want, width, sizeof(T) == 4 ? 1e-5 : 1e-12);
   expect_that(columns(statistics.batch_var, width).back() == 0.0, "variance of a constant column");
@@ -470,6 +470,53 @@ void test_too_many_rows() {
   expect_that(thrown, "expected a DeviceError");
 }
 
+// More columns of tiles than a launch may always count on tickets for.
+void test_many_columns() {
+  constexpr int64_t kWidth = kTickets * 128 + 8;
+  test_statistics<float>(2, kWidth, 3, false);
+  context = "gradients of many columns";
+  const std::vector<float> z = Random(1).normals<float>(2 * kWidth);
+  const std::vector<float> dy = Random(2).normals<float>(2 * kWidth);
+  DeviceMatrix<float> device_z(2, kWidth, z), device_dy(2, kWidth, dy);
+  DeviceArray<float> zeros(std::vector<float>(kWidth, 0.0f)), ones(std::vector<float>(kWidth, 1));
+  DeviceArray<float> dgamma(kWidth), dbeta(kWidth);
+  BatchNormBackward<float> problem;
+  problem.z = device_z;
+  problem.dy = device_dy;
+  problem.mean = problem.beta = zeros.data();
+  problem.inv_std = problem.gamma = ones.data();
+  problem.dgamma = dgamma.data();
+  problem.dbeta = dbeta.data();
+  const std::size_t bytes = batch_norm_backward_scratch_bytes(2, kWidth);
+  TestScratch scratch(bytes, tickets_for(kWidth));
+  batch_norm_backward(problem, scratch.scratch(), nullptr);
+  std::vector<double> want_dgamma, want_dbeta;
+  for (std::size_t c = 0; c < kWidth; ++c) {
+    const double first = dy[c];
+    const double second = dy[kWidth + c];
+    want_dbeta.push_back(first + second);
+    want_dgamma.push_back(first * z[c] + second * z[kWidth + c]);
+  }
+  expect_close("dbeta", dbeta.download(), want_dbeta, 1e-6);
+  expect_close("dgamma", dgamma.download(), want_dgamma, 4e-6);
+  scratch.expect_ready();
+
+  context = "too few tickets";
+  TestScratch few(bytes);
+  StatisticsBuffers<float> statistics(1);
+  int thrown = 0;
+  const auto count = [&](const auto& call) {
+    try {
+      call();
+    } catch (const InternalError&) {
+      ++thrown;
+    }
+  };
+  count([&] { batch_norm_backward(problem, few.scratch(), nullptr); });
+  count([&] { column_statistics<float>(device_z, {}, statistics.view(), few.scratch(), nullptr); });
+  expect_that(thrown == 2, "expected two InternalErrors, got ", thrown);
+}
+
 template <class T>
 void test_all() {
   for (const auto& [rows, width] : odd_shapes()) {
@@ -503,6 +550,7 @@ void tests() {
   test_all<float>();
   test_all<double>();
   test_too_many_rows();
+  test_many_columns();
 }
 
 }  // namespace

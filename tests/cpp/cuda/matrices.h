@@ -103,9 +103,10 @@ class DeviceMatrix {
 
 // Counters that every launch must leave at zero, and memory full of NaN.
 struct TestScratch {
-  explicit TestScratch(std::size_t bytes)
-      : tickets(std::vector<unsigned>(kTickets, 0u)), memory(static_cast<int64_t>(bytes)) {}
-  Scratch scratch() { return {tickets.data(), memory.data()}; }
+  explicit TestScratch(std::size_t bytes, int64_t ticket_count = kTickets)
+      : tickets(std::vector<unsigned>(static_cast<std::size_t>(ticket_count), 0u)),
+        memory(static_cast<int64_t>(bytes)) {}
+  Scratch scratch() { return {tickets.data(), memory.data(), tickets.size()}; }
   void expect_ready() {
     for (const unsigned ticket : tickets.download()) expect_that(ticket == 0, "a ticket is left");
     (void)memory.download();
