@@ -167,12 +167,15 @@ def test_predicted_times() -> None:
 def test_tables_of_the_page() -> None:
     one = Kernel("copy_kernel<float>", "a.cu", "80", 40, 1024, 0, 0, Counter(HMMA=2))
     two = Kernel("copy_kernel<double>", "a.cu", "80", 60, 0, 8, 16, Counter())
-    table = report.kernel_table([one, two, Kernel("copy_kernel<float>", "a.cu", "90", 44)])
+    table = report.kernel_table([one, two, Kernel("copy_kernel<float>", "a.cu", "90", 44)], {})
     copied = 8 * 8192 * 1024 / 4.3e12 + 2e-6
-    row = f"| `copy_kernel` (a.cu) | 2 | 40-60 | 44 | 0-1024 | 16 | 8 | 0-2 | {1e6 * copied:.1f} |"
-    assert row in table
+    us = f"{1e6 * copied:.1f}"
+    assert f"| `copy_kernel` (a.cu) | 2 | 40-60 | 44 | 0-1024 | 0 | 16 | 8 | 0-2 | {us} |" in table
+    assert "| 0-1024 | 64-96 | 16 |" in report.kernel_table([one, two], {"copy_kernel": [96, 64]})
+    with pytest.raises(ValueError, match="expected a launch of scale_kernel in"):
+        report.kernel_table([Kernel("scale_kernel<float>", "gemm_mma.cu", "80", 40)], {})
     with pytest.raises(ValueError, match="expected the bytes that new_kernel moves"):
-        report.kernel_table([Kernel("new_kernel<float>", "a.cu", "80", 40)])
+        report.kernel_table([Kernel("new_kernel<float>", "a.cu", "80", 40)], {})
     page = "x\n<!-- generated: steps -->\nold\n<!-- end -->\ny\n"
     filled = report.fill(page, {"steps": report.step_table()})
     assert "old" not in filled and filled.startswith("x\n") and filled.endswith("\ny\n")
@@ -180,6 +183,21 @@ def test_tables_of_the_page() -> None:
     assert report.current(filled, "steps") == report.step_table()
     with pytest.raises(ValueError, match="expected the marks"):
         report.fill(page, {"kernels": ""})
+
+
+@needs_nvcc
+def test_dynamic_shared_memory_is_that_of_the_launches() -> None:
+    """Against a page of paper: three stages of two operands' planes, of 128 rows of 64 bytes."""
+    found = objects.dynamic_shared(8192, 1024, 1024)
+    assert set(found["mma_kernel"]) == {3 * 2 * 128 * 128}
+    assert max(found["simt_kernel"]) == 3 * 2 * 128 * (64 + 16)
+    assert set(found["optimizer_step_kernel"]) == {12 * 4}
+    # Four blocks share 1024 rows: 256 rows of 32 columns, once and twice.
+    (forward,) = found["batch_norm_slab_kernel"]
+    (backward,) = found["backward_slab_kernel"]
+    assert backward - forward == 256 * 32 * 4 and forward > 256 * 32 * 4
+    # Without it.
+    assert found["column_statistics_kernel"] == [0] and found["gradient_norm_kernel"] == [0]
 
 
 BUILD = """[1/2] Building CUDA object loss.cu.o

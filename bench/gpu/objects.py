@@ -25,6 +25,12 @@ ARCHITECTURES = ("80", "90")
 # As in CMakeLists.txt.
 FLAGS = ("-std=c++20", "-fmad=false", "-Xcompiler", "-fno-math-errno,-ffp-contract=off")
 
+# What launches.cpp links: the kernels that get dynamic shared memory, and their launchers.
+LAUNCHED = ("batch_norm", "gemm", "gemm_mma", "gemm_simt", "optimizer_step", "probe")
+# As C++, for the emulator; of its functions, which launches.cpp does not link, kernels call some.
+HOST_FLAGS = ("-std=c++20", "-w", "-fno-pie", "-DTW_CUDA_EMULATED", "-DTW_WITH_CUDA=1")
+LINK_FLAGS = ("-no-pie", "-Wl,--unresolved-symbols=ignore-all")
+
 # What ptxas -v prints about an entry function.
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -192,6 +198,47 @@ def compile_all(
             for arch in architectures
         ]
         return [kernel for job in jobs for kernel in job.result()]
+
+
+def uses_dynamic_shared(source: str) -> bool:
+    """Whether some kernel of that file has dynamic shared memory."""
+    path = CSRC / "cuda" / source
+    return path.is_file() and "dynamic_shared" in path.read_text(encoding="utf-8")
+
+
+def dynamic_shared(rows: int, columns: int, slab_rows: int) -> dict[str, list[int]]:
+    """Bytes of dynamic shared memory by kernel template, of the launches of launches.cpp."""
+    compiler = os.environ.get("CXX", "c++")
+    units = [CSRC / "cuda" / f"{name}.cu" for name in LAUNCHED]
+    units.append(Path(__file__).with_name("launches.cpp"))
+
+    def run(*command: object) -> str:
+        words = [str(word) for word in command]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise CompilationError(f"{' '.join(words)}:\n{done.stderr[-4000:]}")
+        return done.stdout
+
+    with tempfile.TemporaryDirectory(prefix="thalweg-launches-") as folder:
+        made = [Path(folder) / f"{unit.stem}.o" for unit in units]
+        with ThreadPoolExecutor(max_workers=len(machine.processors())) as pool:
+            command = (compiler, *HOST_FLAGS, f"-I{CSRC}", "-x", "c++", "-c")
+            jobs = [
+                pool.submit(run, *command, unit, "-o", to)
+                for unit, to in zip(units, made, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+        program = Path(folder) / "launches"
+        run(compiler, *LINK_FLAGS, *made, "-o", program)
+        launches = [line.split() for line in run(program, rows, columns, slab_rows).splitlines()]
+        symbols = [line.split() for line in run("nm", program).splitlines()]
+    addresses = {int(words[0], 16): words[2] for words in symbols if len(words) == 3}
+    names = demangle([addresses[int(address, 16)] for address, _ in launches])
+    found: dict[str, list[int]] = {}
+    for name, (_, size) in zip(names, launches, strict=True):
+        found.setdefault(short_name(name).partition("<")[0], []).append(int(size))
+    return found
 
 
 def main() -> None:

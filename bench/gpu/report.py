@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bench import machine
@@ -27,6 +27,8 @@ SHAPES = (
     (1024, 256, 256), (65536, 256, 256), (1024, 1024, 1024), (8192, 1024, 1024),
     (65536, 1024, 1024), (256, 4096, 4096), (1024, 4096, 4096), (4096, 4096, 4096),
 )  # fmt: skip
+# Of batch norm in shared memory, where more rows do not fit.
+SLAB_ROWS = 1024
 FORMS = ("forward", "input gradient", "weight gradient")
 
 
@@ -43,8 +45,19 @@ def _range(values: Iterable[int]) -> str:
     return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]}-{ordered[-1]}"
 
 
-def kernel_table(kernels: list[Kernel]) -> str:
-    """One row per kernel template: its instances for both architectures."""
+def _dynamic_shared(kernel: Kernel, launched: Mapping[str, Iterable[int]]) -> str:
+    if kernel.template in launched:
+        return _range(launched[kernel.template])
+    if objects.uses_dynamic_shared(kernel.source):
+        raise ValueError(f"expected a launch of {kernel.template} in bench/gpu/launches.cpp")
+    return "0"
+
+
+def kernel_table(kernels: list[Kernel], launched: Mapping[str, Iterable[int]]) -> str:
+    """One row per kernel template: its instances for both architectures.
+
+    launched: bytes of dynamic shared memory of its launches, by template.
+    """
     groups: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in kernels:
         groups.setdefault((kernel.source, kernel.template), []).append(kernel)
@@ -57,6 +70,7 @@ def kernel_table(kernels: list[Kernel]) -> str:
                 max(map(len, by_arch.values())),
                 *(_range(k.registers for k in by_arch[a]) for a in objects.ARCHITECTURES),
                 _range(k.shared for k in group),
+                _dynamic_shared(group[0], launched),
                 max(k.spills for k in group),
                 max(k.stack for k in group),
                 _range(k.count("HMMA") for k in group),
@@ -64,13 +78,15 @@ def kernel_table(kernels: list[Kernel]) -> str:
             ]
         )
     registers = [f"registers, sm_{a}" for a in objects.ARCHITECTURES]
-    header = ["kernel", "instances", *registers, "static shared", "spilled", "stack", "HMMA"]
+    shared = ["static shared", "dynamic shared"]
+    header = ["kernel", "instances", *registers, *shared, "spilled", "stack", "HMMA", "us"]
     version = (
-        f"nvcc {objects.nvcc_version()}; bytes of memory; ranges are over the instances. us: "
-        f"predicted as below for a float32\nmatrix of {model.ROWS} x {model.COLUMNS} or an arena "
-        "of as many elements.\n\n"
+        f"nvcc {objects.nvcc_version()}; bytes of memory; ranges are over the instances. Dynamic "
+        "shared memory is that of the\nlaunches in bench/gpu/launches.cpp, as for an H200, and us "
+        f"predicted as below: for a float32 matrix of\n{model.ROWS} x {model.COLUMNS}, of which "
+        f"batch norm's slabs have {SLAB_ROWS} rows, or an arena of as many elements.\n\n"
     )
-    return version + _table([*header, "us"], rows)
+    return version + _table(header, rows)
 
 
 def release_table(kernels: list[Kernel]) -> str:
@@ -184,7 +200,10 @@ def main() -> int:
         return 0
     tables = {
         "release": current(text, "release"),
-        "kernels": kernel_table(objects.compile_all(disassembler=disassembler)),
+        "kernels": kernel_table(
+            objects.compile_all(disassembler=disassembler),
+            objects.dynamic_shared(model.ROWS, model.COLUMNS, SLAB_ROWS),
+        ),
         "products": product_table(),
         "memory": memory_table(),
         "steps": step_table(),
