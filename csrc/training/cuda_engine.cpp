@@ -72,6 +72,7 @@ CudaEngine<T>::CudaEngine(const Plan& plan, int threads, cudaStream_t stream)
         cuda::DeviceArray<double>(static_cast<std::int64_t>(plan.tensors.size()), kOperation);
   lr_.resize(kRunUpdates);
   update_weights_ = cuda::PinnedArray<double>(2 * kRunUpdates, kOperation);
+  const std::lock_guard lock(pool_mutex_);  // others may be looking for idle lanes
   pool_.reserve(kPooledLanes);
 }
 
