@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DEVICE = os.environ.get("THALWEG_DEVICE", "cpu")
 # Kernels run on the processor, ten to a thousand times as slowly as on a GPU.
 EMULATED = DEVICE == "cuda" and "emulator" in thalweg._core.information()["cuda_report"]
+# matmul_precision is a floor: a GPU without bfloat16 products computes "medium" in float32.
+MEDIUM_ROUNDS = DEVICE == "cpu" or not re.search(
+    r"compute capability 7\.", thalweg._core.information()["cuda_report"]
+)
 # On a machine that is there for its GPU, a test that misses it fails.
 GPU_REQUIRED = os.environ.get("THALWEG_REQUIRE_GPU") == "1"
 
