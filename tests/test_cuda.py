@@ -478,7 +478,7 @@ def run_with_memory(megabytes: int, code: str, folder: Path) -> None:
 def test_data_beyond_the_memory_are_streamed(tmp_path: Path, accumulate: int) -> None:
     code = f"""
         trained = model()
-        trained.fit(x, y, sample_weight=w, class_weight={{0: 2.0}}, batch_size=700, epochs=2,
+        trained.fit(x, y, sample_weight=w, class_weight={{0: 2.0}}, batch_size=100, epochs=2,
                     accumulate={accumulate}, validation_data=(x, y), verbose=False)
         np.save(sys.argv[0] + "NAME", trained.parameters)
     """

@@ -134,7 +134,7 @@ MUTANTS = [
         old="used_[slot].wait_on(copies_, kOperation);",
         new="",
         test="test_cuda.py::test_data_beyond_the_memory_are_streamed[3]",
-        seeds=tuple(range(1, 11)),
+        seeds=(0, 1, 2),
     ),
     EngineMutant(
         name="slot_read_before_it_is_filled",
