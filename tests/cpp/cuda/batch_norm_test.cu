@@ -320,15 +320,19 @@ Results<T> test_path(int64_t rows, int64_t width, Activation phi, bool weighted,
   return results;
 }
 
-// Without clusters, one block keeps the columns of z and dy whole.
+// A cluster of eight blocks, or a block where there are none, keeps 32 columns of z and dy whole,
+// and all of it has to be resident. About: smaller clusters take less.
 template <class T>
 bool slab_fits(int64_t rows) {
-  constexpr int64_t kColumns = 32;
-  constexpr int64_t kBeside = 24 << 10;  // bytes, about
+  constexpr int64_t kRowBytes = 2 * 32 * int64_t{sizeof(T)};
+  constexpr int64_t kBeside = 24 << 10;
+  const int64_t blocks = has_clusters() ? 8 : 1;
   int most = 0;
+  int multiprocessors = 0;
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "test");
-  const int64_t slab = round_up(rows, kRowBlock) * 2 * kColumns * int64_t{sizeof(T)};
-  return has_clusters() || slab + kBeside <= most;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), "test");
+  const int64_t bytes = round_up(ceil_div(rows, blocks), kRowBlock) * kRowBytes + kBeside;
+  return multiprocessors * (most / bytes) >= blocks;
 }
 
 template <class T>

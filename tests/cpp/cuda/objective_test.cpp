@@ -18,6 +18,7 @@
 #endif
 #include "cuda/resources.h"
 #include "kernel_test.h"
+#include "network/cuda_precision.h"
 
 namespace thalweg {
 namespace {
@@ -208,7 +209,9 @@ void test_cost(bool norm) {
 void tests() {
   test_arrival();
 #if defined(TW_CUDA_EMULATED)
-  if (cuda::test::has_tensor_cores()) {  // the emulator counts their work alone
+  // The emulator counts the work of tensor cores alone.
+  if (CudaPrecision::choose(parse_description(description("float32")), "test").large ==
+      cuda::Precision::kThreePlanes) {
     test_cost(false);
     test_cost(true);
   }
