@@ -127,6 +127,33 @@ def test_threads_that_keep_to_their_rows_change_no_bits(
     assert all(state == states[1] for state in states.values())
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a minibatch")
+@pytest.mark.parametrize("loss", ["cross_entropy", "probabilities", "squared_error", "bfloat16"])
+@pytest.mark.parametrize("batch_size", [17, 32, 50, 90])
+def test_threads_that_share_a_small_minibatch_change_no_bits(loss: str, batch_size: int) -> None:
+    """Layers wide enough for 8 threads, and a last one with fewer blocks than threads."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((180, 128)).astype(np.float32)
+    y = rng.integers(0, CLASSES, len(x))
+    options: dict[str, Any] = {"matmul_precision": "medium"} if loss == "bfloat16" else {}
+    if loss == "probabilities":
+        y = rng.dirichlet(np.ones(CLASSES), len(x)).astype(np.float32)
+    if loss == "squared_error":
+        y = rng.standard_normal((len(x), CLASSES)).astype(np.float32)
+        options["loss"] = "squared_error"
+    layers: list[nn.Layer] = [
+        nn.Dense(544), nn.BatchNorm(), nn.ReLU(), nn.Dense(256), nn.ReLU(),
+        nn.Dense(2 * CLASSES), nn.Maxout(CLASSES, 2),
+    ]  # fmt: skip
+    states = {}
+    for threads in THREADS:
+        m = tw.Model(layers, 128, threads=threads, optimizer=optim.Momentum(0.01), **options)
+        history = m.fit(x, y, epochs=3, batch_size=batch_size, verbose=False)
+        assert np.isfinite(history["loss"]).all()
+        states[threads] = (snapshot(m), history["loss"])
+    assert all(state == states[1] for state in states.values())
+
+
 def test_twenty_runs_give_one_result() -> None:
     x, y, w = data(200)
 

@@ -20,6 +20,8 @@ inline constexpr std::int64_t kTile = kPanel * kPanel;
 inline constexpr std::int64_t kGroupBlock = 256;
 // Every reduction over rows is cut into blocks of this many rows, whatever runs them.
 inline constexpr std::int64_t kRowBlock = 64;
+// Those of the loss into parts of this many, so that threads can share a small minibatch.
+inline constexpr std::int64_t kRowPart = 16;
 // GEMM accumulators are added into memory at least every this many products.
 inline constexpr std::int64_t kPromote = 256;
 // The sum over rows of a parameter's gradient is that of its two halves, down to this many rows: a
@@ -44,6 +46,10 @@ constexpr Range rows_of_blocks(Range blocks, std::int64_t rows) {
 constexpr Range row_block(std::int64_t block, std::int64_t rows) {
   return rows_of_blocks({block, block + 1}, rows);
 }
+
+constexpr std::int64_t row_parts_of(std::int64_t rows) { return ceil_div(rows, kRowPart); }
+// Of rows from a row block's first.
+constexpr Range row_parts_of(Range rows) { return {rows.begin / kRowPart, row_parts_of(rows.end)}; }
 
 // The two halves of more than kGradientRows rows.
 constexpr Range first_half(Range rows) {

@@ -166,8 +166,9 @@ struct Dropout {
   std::int64_t first_row = 0;   // row 0 of the matrix in the global minibatch
 };
 
-// Per row block: the sum over its rows of weight * loss, of weight * hit, and of weights.
-struct BlockLoss {
+// Per kRowPart rows: the sum over its rows of weight * loss, of weight * hit, and of
+// weights.
+struct PartLoss {
   double loss = 0.0;
   double hits = 0.0;
   double weight = 0.0;
@@ -183,8 +184,8 @@ struct Loss {
   double label_smoothing = 0.0;          // cross-entropy only
   double parameter = 0.0;                // huber: delta
   double gradient_scale = 1.0;
-  Panels<T> gradient{};         // data null: value only
-  BlockLoss* blocks = nullptr;  // [row_blocks]
+  Panels<T> gradient{};       // data null: value only
+  PartLoss* parts = nullptr;  // [row_parts_of(rows)]
 };
 
 // gradient_tangent = gradient_scale * w_i * (d^2(loss_i)/d(output)^2) output_tangent
@@ -209,7 +210,7 @@ struct OptimizerStep {
   const std::uint8_t* groups = nullptr;  // one byte per 256 elements, from the first element
   const double* coefficients = nullptr;  // [groups][kMaxCoefficients] of math/optimizer_kind.h
   const bool* frozen = nullptr;          // [groups]
-  std::int64_t count = 0;                // a multiple of 256
+  std::int64_t count = 0;                // a multiple of 32; of 256 where groups change
 };
 
 template <class T>
@@ -296,8 +297,8 @@ struct Kernels {
   void (*elementwise_loss_tangent)(int loss_id, const LossTangent<T>& problem, Range blocks);
 
   // ---- losses, by row block
-  void (*softmax_cross_entropy)(const Loss<T>& problem, Range blocks);
-  void (*elementwise_loss)(int loss_id, const Loss<T>& problem, Range blocks);
+  void (*softmax_cross_entropy)(const Loss<T>& problem, Range rows);
+  void (*elementwise_loss)(int loss_id, const Loss<T>& problem, Range rows);
   void (*softmax)(Panels<const T> logits, Panels<T> probabilities, Range rows);
 
   // ---- flat arenas

@@ -8,11 +8,9 @@ namespace thalweg::cpu {
 inline namespace TW_ISA {
 namespace {
 
-// Softmax works on strips of up to 32 rows, transposed: the rows are the lanes of a vector, and
-// every sum over the classes is an elementwise addition.
-inline constexpr std::int64_t kStrip = kPanel;
-
-template <class T>
+// Softmax works on strips of up to kStrip = 16 or 32 rows, transposed: the rows are the lanes of a
+// vector, and every sum over the classes is an elementwise addition.
+template <class T, std::int64_t kStrip>
 struct Strip {
   T maximum[kStrip];
   FloatBits<T> argmax[kStrip];  // the first maximum
@@ -26,7 +24,7 @@ struct Strip {
 template <class T>
 void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int64_t count,
                 T* tile) {
-  if (count == kStrip) return transpose_tile(x.row(p, first), tile);
+  if (count == kPanel) return transpose_tile(x.row(p, first), tile);
   T rows[kTile] = {};
   const T* const from = x.row(p, first);
   for (std::int64_t i = 0; i < count * kPanel; ++i) rows[i] = from[i];
@@ -37,14 +35,14 @@ void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int6
 template <class T>
 void store_strip(const T* tile, Panels<T> x, std::int64_t p, std::int64_t first,
                  std::int64_t count) {
-  if (count == kStrip) return transpose_tile(tile, x.row(p, first));
+  if (count == kPanel) return transpose_tile(tile, x.row(p, first));
   T rows[kTile];
   transpose_tile(tile, rows);
   T* const to = x.row(p, first);
   for (std::int64_t i = 0; i < count * kPanel; ++i) to[i] = rows[i];
 }
 
-template <class T>
+template <std::int64_t kStrip, class T>
 void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count, T* maximum,
                  FloatBits<T>* argmax) {
   for (std::int64_t i = 0; i < kStrip; ++i) {
@@ -56,7 +54,7 @@ void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count, T* m
     load_strip(z, p, first, count, tile);
     for (std::int64_t j = 0; j < z.lanes(p); ++j) {
       const auto column = static_cast<FloatBits<T>>(p * kPanel + j);
-      const T* const x = tile + j * kStrip;
+      const T* const x = tile + j * kPanel;
       for (std::int64_t i = 0; i < kStrip; ++i) {
         const T before = maximum[i];
         const T now = cross_entropy::row_maximum(before, x[i]);
@@ -68,9 +66,9 @@ void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count, T* m
 }
 
 // Fills everything but the maxima from them. All exponentials go to `e` unless its data is null.
-template <class T>
+template <class T, std::int64_t kStrip>
 void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
-                      const FloatBits<T>* labels, Panels<T> e, Strip<T>& strip) {
+                      const FloatBits<T>* labels, Panels<T> e, Strip<T, kStrip>& strip) {
   for (std::int64_t i = 0; i < kStrip; ++i) {
     strip.others[i] = strip.label_exponential[i] = 0.0;
     strip.label_shifted[i] = strip.shifted_sum[i] = 0.0;
@@ -86,7 +84,7 @@ void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
     T shifted_sum[kStrip] = {};
     for (std::int64_t j = 0; j < lanes; ++j) {
       const auto column = static_cast<FloatBits<T>>(p * kPanel + j);
-      T* const x = tile + j * kStrip;
+      T* const x = tile + j * kPanel;
       T shifted[kStrip];
       for (std::int64_t i = 0; i < kStrip; ++i) shifted[i] = x[i] - strip.maximum[i];
       for (std::int64_t i = 0; i < kStrip; ++i) {
@@ -109,7 +107,7 @@ void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
       strip.shifted_sum[i] += static_cast<double>(shifted_sum[i]);
     }
     if (e.data) {
-      for (std::int64_t i = lanes * kStrip; i < kTile; ++i) tile[i] = T(0);
+      for (std::int64_t i = lanes * kPanel; i < kTile; ++i) tile[i] = T(0);
       store_strip(tile, e, p, first, count);
     }
   }
@@ -124,14 +122,43 @@ double weight_of(const Loss<T>& problem, std::int64_t r) {
   return problem.row_weights ? static_cast<double>(problem.row_weights[r]) : 1.0;
 }
 
+// The sums of a strip's rows. They reach memory once: the parts of other threads share its lines.
+template <class T, std::int64_t kStrip>
+class StripSums {
+ public:
+  StripSums(const Loss<T>& problem, std::int64_t first, std::int64_t count)
+      : problem_(problem), first_(first), count_(count) {}
+  ~StripSums() {
+    for (std::int64_t b = 0; b < row_parts_of(count_); ++b)
+      problem_.parts[first_ / kRowPart + b] = parts_[b];
+  }
+  StripSums(const StripSums&) = delete;
+  StripSums& operator=(const StripSums&) = delete;
+
+  // Row first + i.
+  void add(std::int64_t i, double loss, bool hit) {
+    PartLoss& part = parts_[i / kRowPart];
+    const double weight = weight_of(problem_, first_ + i);
+    part.loss += weight * loss;
+    part.hits += hit ? weight : 0.0;
+    part.weight += weight;
+  }
+
+ private:
+  const Loss<T>& problem_;
+  std::int64_t first_;
+  std::int64_t count_;
+  PartLoss parts_[kStrip / kRowPart];
+};
+
 template <class T>
 T& element(Panels<T> x, std::int64_t r, std::int64_t column) {
   return x.row(column / kPanel, r)[column % kPanel];
 }
 
-// Rows [first, first + count) against integer labels, added to `block`.
-template <class T>
-void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count, BlockLoss& block) {
+// Rows [first, first + count) against integer labels.
+template <std::int64_t kStrip, class T>
+void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count) {
   const Panels<const T> z = problem.outputs;
   const Panels<T> gradient = problem.gradient;
   const double smoothing = problem.label_smoothing;
@@ -140,8 +167,8 @@ void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count,
   for (std::int64_t i = 0; i < kStrip; ++i) {
     labels[i] = i < count ? static_cast<FloatBits<T>>(problem.labels[first + i]) : 0;
   }
-  Strip<T> strip;
-  find_maxima(z, first, count, strip.maximum, strip.argmax);
+  Strip<T, kStrip> strip;
+  find_maxima<kStrip>(z, first, count, strip.maximum, strip.argmax);
   sum_exponentials(z, first, count, labels, gradient, strip);
   double loss[kStrip];
   double inverse_sum[kStrip];
@@ -157,11 +184,9 @@ void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count,
                                                    strip.shifted_sum[i], classes);
     }
   }
+  StripSums<T, kStrip> sums(problem, first, count);
   for (std::int64_t i = 0; i < count; ++i) {
-    const double weight = weight_of(problem, first + i);
-    block.loss += weight * loss[i];
-    block.hits += strip.argmax[i] == labels[i] ? weight : 0.0;
-    block.weight += weight;
+    sums.add(i, loss[i], strip.argmax[i] == labels[i]);
   }
   if (!gradient.data) return;
   const T label_target = static_cast<T>(cross_entropy::smoothed_target(true, smoothing, classes));
@@ -186,21 +211,20 @@ void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count,
 }
 
 // The same against rows of target probabilities.
-template <class T>
-void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count,
-                       BlockLoss& block) {
+template <std::int64_t kStrip, class T>
+void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count) {
   const Panels<const T> z = problem.outputs;
   const Panels<T> gradient = problem.gradient;
   const T keep = static_cast<T>(1.0 - problem.label_smoothing);
   const T uniform = static_cast<T>(problem.label_smoothing / static_cast<double>(z.width));
   FloatBits<T> labels[kStrip];
   for (auto& label : labels) label = kNoLabel<T>;
-  Strip<T> strip;
-  find_maxima(z, first, count, strip.maximum, strip.argmax);
+  Strip<T, kStrip> strip;
+  find_maxima<kStrip>(z, first, count, strip.maximum, strip.argmax);
   sum_exponentials(z, first, count, labels, gradient, strip);
   T target_maximum[kStrip];
   FloatBits<T> target_argmax[kStrip];
-  find_maxima(problem.targets, first, count, target_maximum, target_argmax);
+  find_maxima<kStrip>(problem.targets, first, count, target_maximum, target_argmax);
 
   T log_sum[kStrip];
   double loss[kStrip] = {};
@@ -214,8 +238,8 @@ void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t 
     T panel_loss[kStrip] = {};
     T panel_sum[kStrip] = {};
     for (std::int64_t j = 0; j < z.lanes(p); ++j) {
-      const T* const x = tile + j * kStrip;
-      const T* const t = targets + j * kStrip;
+      const T* const x = tile + j * kPanel;
+      const T* const t = targets + j * kPanel;
       for (std::int64_t i = 0; i < kStrip; ++i) {
         const T target = madd(keep, t[i], uniform);
         panel_loss[i] +=
@@ -228,14 +252,12 @@ void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t 
       target_sum[i] += static_cast<double>(panel_sum[i]);
     }
   }
+  StripSums<T, kStrip> sums(problem, first, count);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t r = first + i;
-    const double weight = weight_of(problem, r);
-    block.loss += weight * loss[i];
-    block.hits += strip.argmax[i] == target_argmax[i] ? weight : 0.0;
-    block.weight += weight;
+    sums.add(i, loss[i], strip.argmax[i] == target_argmax[i]);
     if (!gradient.data) continue;
-    const T factor = static_cast<T>(problem.gradient_scale * weight);
+    const T factor = static_cast<T>(problem.gradient_scale * weight_of(problem, r));
     const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);
     const T total = static_cast<T>(target_sum[i]);
     for (std::int64_t p = 0; p < z.panels(); ++p) {
@@ -256,25 +278,28 @@ TW_INLINE T sum_lanes(const T (&x)[kPanel]) {
   return total;
 }
 
-// f(first row, number of rows) for the strips of a range of rows.
+// f.operator()<kStrip>(first row, number of rows) for the strips of some rows.
 template <class F>
 TW_INLINE void for_strips(Range rows, F&& f) {
-  for (std::int64_t first = rows.begin; first < rows.end; first += kStrip) {
-    f(first, rows.end - first < kStrip ? rows.end - first : kStrip);
+  std::int64_t first = rows.begin;
+  for (; rows.end - first > kRowPart; first += kPanel) {
+    const std::int64_t left = rows.end - first;
+    f.template operator()<kPanel>(first, left < kPanel ? left : kPanel);
   }
+  if (first < rows.end) f.template operator()<kRowPart>(first, rows.end - first);
 }
 
 template <class Rule, class T>
-BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
+PartLoss elementwise_part(const Loss<T>& problem, Range rows) {
   const Panels<const T> z = problem.outputs;
   const T parameter = static_cast<T>(problem.parameter);
   double loss[kPanel] = {};
   double hits[kPanel] = {};
-  BlockLoss block;
+  PartLoss part;
   for (std::int64_t r = rows.begin; r < rows.end; ++r) {
     const double weight = weight_of(problem, r);
     const T factor = static_cast<T>(problem.gradient_scale * weight);
-    block.weight += weight;
+    part.weight += weight;
     for (std::int64_t p = 0; p < z.panels(); ++p) {
       const T* const output = z.row(p, r);
       const T* const target = problem.targets.row(p, r);
@@ -297,20 +322,20 @@ BlockLoss elementwise_block(const Loss<T>& problem, Range rows) {
       }
     }
   }
-  block.loss = sum_lanes(loss);
-  block.hits = sum_lanes(hits) / static_cast<double>(z.width);
-  return block;
+  part.loss = sum_lanes(loss);
+  part.hits = sum_lanes(hits) / static_cast<double>(z.width);
+  return part;
 }
 
 // Rows [first, first + count): a . (z' - sum a z') sum(y), whatever the labels are.
-template <class T>
+template <std::int64_t kStrip, class T>
 void tangent_strip(const LossTangent<T>& problem, std::int64_t first, std::int64_t count) {
   const Panels<const T> z = problem.outputs;
   const Panels<T> out = problem.gradient_tangent;
   FloatBits<T> labels[kStrip];
   for (auto& label : labels) label = kNoLabel<T>;
-  Strip<T> strip;
-  find_maxima(z, first, count, strip.maximum, strip.argmax);
+  Strip<T, kStrip> strip;
+  find_maxima<kStrip>(z, first, count, strip.maximum, strip.argmax);
   sum_exponentials(z, first, count, labels, out, strip);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t r = first + i;
@@ -347,27 +372,22 @@ void tangent_strip(const LossTangent<T>& problem, std::int64_t first, std::int64
 }  // namespace
 
 template <class T>
-void softmax_cross_entropy(const Loss<T>& problem, Range blocks) {
-  for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
-    const Range rows = row_block(block, problem.outputs.rows);
-    BlockLoss sums;
-    for_strips(rows, [&](std::int64_t first, std::int64_t count) TW_ALWAYS_INLINE {
-      if (problem.labels) {
-        label_strip(problem, first, count, sums);
-      } else {
-        probability_strip(problem, first, count, sums);
-      }
-    });
-    problem.blocks[block] = sums;
-  }
+void softmax_cross_entropy(const Loss<T>& problem, Range rows) {
+  for_strips(rows, [&]<std::int64_t kStrip>(std::int64_t first, std::int64_t count) {
+    if (problem.labels) {
+      label_strip<kStrip>(problem, first, count);
+    } else {
+      probability_strip<kStrip>(problem, first, count);
+    }
+  });
 }
 
 template <class T>
-void elementwise_loss(int loss_id, const Loss<T>& problem, Range blocks) {
+void elementwise_loss(int loss_id, const Loss<T>& problem, Range rows) {
   dispatch_loss(loss_id, [&](auto rule) {
-    for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
-      problem.blocks[block] =
-          elementwise_block<decltype(rule)>(problem, row_block(block, problem.outputs.rows));
+    for (std::int64_t first = rows.begin; first < rows.end; first += kRowPart) {
+      const std::int64_t end = first + kRowPart < rows.end ? first + kRowPart : rows.end;
+      problem.parts[first / kRowPart] = elementwise_part<decltype(rule)>(problem, {first, end});
     }
   });
 }
@@ -376,8 +396,9 @@ template <class T>
 void softmax_cross_entropy_tangent(const LossTangent<T>& problem, Range blocks) {
   for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
     for_strips(row_block(block, problem.outputs.rows),
-               [&](std::int64_t first, std::int64_t count)
-                   TW_ALWAYS_INLINE { tangent_strip(problem, first, count); });
+               [&]<std::int64_t kStrip>(std::int64_t first, std::int64_t count) {
+                 tangent_strip<kStrip>(problem, first, count);
+               });
   }
 }
 
@@ -406,11 +427,11 @@ void elementwise_loss_tangent(int loss_id, const LossTangent<T>& problem, Range 
 
 template <class T>
 void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
-  FloatBits<T> labels[kStrip];
-  for (auto& label : labels) label = kNoLabel<T>;
-  for_strips(rows, [&](std::int64_t first, std::int64_t count) TW_ALWAYS_INLINE {
-    Strip<T> strip;
-    find_maxima(logits, first, count, strip.maximum, strip.argmax);
+  for_strips(rows, [&]<std::int64_t kStrip>(std::int64_t first, std::int64_t count) {
+    FloatBits<T> labels[kStrip];
+    for (auto& label : labels) label = kNoLabel<T>;
+    Strip<T, kStrip> strip;
+    find_maxima<kStrip>(logits, first, count, strip.maximum, strip.argmax);
     sum_exponentials(logits, first, count, labels, probabilities, strip);
     for (std::int64_t i = 0; i < count; ++i) {
       const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);

@@ -69,9 +69,9 @@ template <class T>
 void batch_norm_backward(const BatchNormBackwardApply<T>& problem, Range rows, Range panels);
 
 template <class T>
-void softmax_cross_entropy(const Loss<T>& problem, Range blocks);
+void softmax_cross_entropy(const Loss<T>& problem, Range rows);
 template <class T>
-void elementwise_loss(int loss_id, const Loss<T>& problem, Range blocks);
+void elementwise_loss(int loss_id, const Loss<T>& problem, Range rows);
 template <class T>
 void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows);
 

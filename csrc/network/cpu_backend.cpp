@@ -13,25 +13,36 @@ namespace thalweg {
 template <class T>
 template <class F>
 void CpuBackend<T>::spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
-  if (!apart()) return grid(team_, rows, panels, units, f);
+  if (!apart()) return grid(team_, rows, kRowBlock, panels, units, f);
   const std::int64_t first = own_rows_.begin / kRowBlock * panels;
   walk(team_, {false, panels, {first, row_blocks_of(own_rows_.end) * panels}}, units, f);
 }
 
 template <class T>
 template <class F>
-void CpuBackend<T>::spread(const Matrix& matrix, F&& f) {
-  spread(matrix.rows, matrix.panels(), kChunkUnits,
-         [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, matrix.rows), panels); });
+void CpuBackend<T>::spread(const Matrix& matrix, std::int64_t units, F&& f) {
+  const std::int64_t rows = matrix.rows;
+  if (apart() || !in_parts(row_blocks_of(rows) * matrix.panels(), matrix))
+    return spread(rows, matrix.panels(), units,
+                  [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, rows), panels); });
+  grid(team_, rows, kRowPart, matrix.panels(), units, [&](Range parts, Range panels) {
+    f(Range{parts.begin * kRowPart, std::min(parts.end * kRowPart, rows)}, panels);
+  });
 }
 
 template <class T>
 template <class F>
-void CpuBackend<T>::for_row_blocks(std::int64_t rows, F&& f) {
-  if (!apart()) return team_.for_each(row_blocks_of(rows), f);
+void CpuBackend<T>::spread_rows(const Matrix& matrix, F&& f) {
+  const std::int64_t rows = matrix.rows;
+  if (!apart()) {
+    const std::int64_t size = in_parts(row_blocks_of(rows), matrix) ? kRowPart : kRowBlock;
+    return team_.for_each(ceil_div(rows, size), [&](std::int64_t block) {
+      f(Range{block * size, std::min(block * size + size, rows)});
+    });
+  }
   for (std::int64_t block = own_rows_.begin / kRowBlock;
        block < row_blocks_of(own_rows_.end) && !team_.stop_requested(); ++block)
-    f(block);
+    f(row_block(block, rows));
 }
 
 template <class T>
@@ -44,18 +55,21 @@ void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
 // C of `problem`, in chunks.
 template <class T>
 void CpuBackend<T>::product(const cpu::Gemm<T>& problem, const Matrix& c) {
-  spread(c.rows, c.panels(), units_per_chunk(problem.a.width), [&](Range blocks, Range panels) {
-    const Range rows = rows_of_blocks(blocks, c.rows);
+  const std::int64_t units = units_per_chunk(problem.a.width);
+  const auto part = [&](Range rows, Range panels) {
     kernels_.gemm(problem, rows, panels);
     round(c, rows, panels);
-  });
+  };
+  if (!problem.statistics) return spread(c, units, part);
+  spread(c.rows, c.panels(), units,
+         [&](Range blocks, Range panels) { part(rows_of_blocks(blocks, c.rows), panels); });
 }
 
 template <class T>
 void CpuBackend<T>::begin_forward(const Pass& pass) {
   const Matrix input = value(0);
   if (input.pairs.columns)
-    spread(input, [&](Range rows, Range panels) { round(input, rows, panels); });
+    spread(input, kChunkUnits, [&](Range rows, Range panels) { round(input, rows, panels); });
   if (plan_.states.empty()) return;
   team_.single([&] {
     if (pass.mode == Mode::kTraining) {
@@ -126,7 +140,7 @@ bool CpuBackend<T>::dense(const Pass&, const DenseForward<CpuBackend>& problem) 
 
 template <class T>
 void CpuBackend<T>::activation(const Matrix& z, const Matrix& y, const Activation& activation) {
-  spread(y, [&](Range rows, Range panels) {
+  spread(y, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.activation(z, y, activation, rows, panels);
     round(y, rows, panels);
   });
@@ -143,7 +157,7 @@ void CpuBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x,
       std::min<std::uint64_t>(bernoulli_threshold(node.rate), 0xffffffffu));
   dropout.scale = 1.0 / (1.0 - node.rate);
   dropout.first_row = pass.first_row;
-  spread(y, [&](Range rows, Range panels) {
+  spread(y, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.dropout(x, y, dropout, accumulate, rows, panels);
     round(y, rows, panels);
   });
@@ -151,7 +165,7 @@ void CpuBackend<T>::dropout(const Pass& pass, const Node& node, const Matrix& x,
 
 template <class T>
 void CpuBackend<T>::copy(const Matrix& x, const Matrix& y) {
-  spread(y, [&](Range rows, Range panels) {
+  spread(y, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.copy(x, y, rows, panels);
     round(y, rows, panels);
   });
@@ -159,7 +173,7 @@ void CpuBackend<T>::copy(const Matrix& x, const Matrix& y) {
 
 template <class T>
 void CpuBackend<T>::accumulate(const Matrix& x, const Matrix& y) {
-  spread(y, [&](Range rows, Range panels) {
+  spread(y, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.accumulate(x, y, rows, panels);
     round(y, rows, panels);
   });
@@ -167,7 +181,7 @@ void CpuBackend<T>::accumulate(const Matrix& x, const Matrix& y) {
 
 template <class T>
 void CpuBackend<T>::add(const Matrix& a, const Matrix& b, const Matrix& y) {
-  spread(y, [&](Range rows, Range panels) {
+  spread(y, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.add(a, b, y, rows, panels);
     round(y, rows, panels);
   });
@@ -175,9 +189,9 @@ void CpuBackend<T>::add(const Matrix& a, const Matrix& b, const Matrix& y) {
 
 template <class T>
 void CpuBackend<T>::maxout(const Matrix& z, const Matrix& y, std::int64_t pieces) {
-  for_row_blocks(y.rows, [&](std::int64_t block) {
-    kernels_.maxout(z, y, pieces, row_block(block, y.rows));
-    round(y, row_block(block, y.rows), {0, y.panels()});
+  spread_rows(y, [&](Range rows) {
+    kernels_.maxout(z, y, pieces, rows);
+    round(y, rows, {0, y.panels()});
   });
 }
 
@@ -221,7 +235,7 @@ void CpuBackend<T>::batch_norm(const BatchNormForward<CpuBackend>& problem) {
   apply.beta = problem.beta;
   apply.activation = problem.activation;
   apply.pre = problem.pre.data;
-  spread(problem.y, [&](Range rows, Range panels) {
+  spread(problem.y, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.batch_norm(apply, rows, panels);
     round(problem.y, rows, panels);
   });
@@ -242,15 +256,14 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
   problem.parameter = description.parameter;
   problem.gradient_scale = request.gradient_scale;
   problem.gradient = gradient;
-  problem.blocks = workspace_.block_losses.data();
+  problem.parts = workspace_.part_losses.data();
   const bool cross_entropy = description.kind == LossDescription::Kind::kCrossEntropy;
-  for_row_blocks(workspace_.rows(), [&](std::int64_t block) {
+  spread_rows(gradient.present() ? gradient : outputs, [&](Range rows) {
     if (cross_entropy)
-      kernels_.softmax_cross_entropy(problem, {block, block + 1});
+      kernels_.softmax_cross_entropy(problem, rows);
     else
-      kernels_.elementwise_loss(description.elementwise, problem, {block, block + 1});
-    if (gradient.present())
-      round(gradient, row_block(block, gradient.rows), {0, gradient.panels()});
+      kernels_.elementwise_loss(description.elementwise, problem, rows);
+    if (gradient.present()) round(gradient, rows, {0, gradient.panels()});
   });
   if (totals == nullptr) return;
   meet();
@@ -259,17 +272,24 @@ void CpuBackend<T>::loss(const LossRequest& request, const Matrix& outputs, cons
 
 template <class T>
 void CpuBackend<T>::add_losses(LossTotals* totals) const {
-  for (std::int64_t b = 0; b < row_blocks_of(workspace_.rows()); ++b) {
-    totals->loss += workspace_.block_losses[b].loss;
-    totals->hits += workspace_.block_losses[b].hits;
-    totals->weight += workspace_.block_losses[b].weight;
+  for (std::int64_t block = 0; block < row_blocks_of(workspace_.rows()); ++block) {
+    const Range parts = row_parts_of(row_block(block, workspace_.rows()));
+    LossTotals sum;
+    for (std::int64_t p = parts.begin; p < parts.end; ++p) {
+      sum.loss += workspace_.part_losses[p].loss;
+      sum.hits += workspace_.part_losses[p].hits;
+      sum.weight += workspace_.part_losses[p].weight;
+    }
+    totals->loss += sum.loss;
+    totals->hits += sum.hits;
+    totals->weight += sum.weight;
   }
 }
 
 template <class T>
 void CpuBackend<T>::activation_backward(const Matrix& dy, const Matrix& at, const Matrix& dz,
                                         const Activation& activation, bool accumulate) {
-  spread(dz, [&](Range rows, Range panels) {
+  spread(dz, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.activation_backward(dy, at.data, dz, activation, accumulate, rows, panels);
     round(dz, rows, panels);
   });
@@ -294,9 +314,9 @@ void CpuBackend<T>::dense_input_gradient(const Pass&,
 template <class T>
 void CpuBackend<T>::maxout_backward(const Matrix& z, const Matrix& dy, const Matrix& dz,
                                     std::int64_t pieces) {
-  for_row_blocks(dy.rows, [&](std::int64_t block) {
-    kernels_.maxout_backward(z, dy, dz, pieces, row_block(block, dy.rows));
-    round(dz, row_block(block, dz.rows), {0, dz.panels()});
+  spread_rows(dz, [&](Range rows) {
+    kernels_.maxout_backward(z, dy, dz, pieces, rows);
+    round(dz, rows, {0, dz.panels()});
   });
 }
 
@@ -355,7 +375,7 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   apply.g = problem.dy;
   apply.dz = problem.dz;
   apply.accumulate = problem.accumulate;
-  spread(problem.dz, [&](Range rows, Range panels) {
+  spread(problem.dz, kChunkUnits, [&](Range rows, Range panels) {
     kernels_.batch_norm_backward(apply, rows, panels);
     round(problem.dz, rows, panels);
   });
@@ -389,8 +409,8 @@ void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& d
 }
 
 template <class T>
-void CpuBackend<T>::sum_columns(const Panels<T>& dy, Range rows, T* sums) {
-  for (std::int64_t p = 0; p < dy.panels(); ++p)
+void CpuBackend<T>::sum_columns(const Panels<T>& dy, Range rows, Range panels, T* sums) {
+  for (std::int64_t p = panels.begin; p < panels.end; ++p)
     kernels_.column_sum(dy.row(p, rows.begin), rows.size(), dy.lanes(p), false, sums + p * kPanel);
 }
 
@@ -408,7 +428,7 @@ void CpuBackend<T>::store_vector(int tensor, bool accumulate, T* arena) {
 template <class T>
 void CpuBackend<T>::bias_gradient(int tensor, const Matrix& dy, bool accumulate, T* arena) {
   if (update_share(team_, tensor, 1).size() == 0 || team_.stop_requested()) return;
-  sum_columns(dy, {0, dy.rows}, vector_place(tensor));
+  sum_columns(dy, {0, dy.rows}, {0, dy.panels()}, vector_place(tensor));
   store_vector(tensor, accumulate, arena);
 }
 
@@ -425,11 +445,9 @@ void CpuBackend<T>::tile_gradient(const UpdateTask& task, T* tile) {
 }
 
 template <class T>
-const T* CpuBackend<T>::vector_gradient(const UpdateTask& task) {
-  const Node& node = plan_.nodes[task.node];
-  T* to = vector_place(task.tensor);
-  if (task.tensor == node.bias) sum_columns(gradient(node.output), {0, workspace_.rows()}, to);
-  return to;
+void CpuBackend<T>::bias_gradient(const UpdateTask& task, Range panels) {
+  sum_columns(gradient(plan_.nodes[task.node].output), {0, workspace_.rows()}, panels,
+              vector_place(task.tensor));
 }
 
 template <class T>
@@ -439,7 +457,7 @@ void CpuBackend<T>::partial_gradient(const UpdateTask& task, T* to) {
     multiply_tile(value(node.input), gradient(node.output), own_rows_, task.in_panel,
                   task.out_panel, false, to);
   else if (task.tensor == node.bias)
-    sum_columns(gradient(node.output), own_rows_, to);
+    sum_columns(gradient(node.output), own_rows_, {0, gradient(node.output).panels()}, to);
 }
 
 template class CpuBackend<float>;

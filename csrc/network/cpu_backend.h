@@ -114,13 +114,13 @@ class CpuBackend {
   void end_gradients() { team_.barrier(); }
 
   // Not collective: the gradient of one update task, for an optimizer that uses it at once.
-  // Weights: into tile[kTile]; vectors: into the workspace, at the place that is returned.
   void tile_gradient(const UpdateTask& task, T* tile);
-  const T* vector_gradient(const UpdateTask& task);
+  // Of a bias, to vector_place(): these panels.
+  void bias_gradient(const UpdateTask& task, Range panels);
   // Not collective: what the rows of this thread add to the gradient of a weight or bias, `to` the
   // task's place in an arena of such parts.
   void partial_gradient(const UpdateTask& task, T* to);
-  // The place that vector_gradient() returns.
+  // Where a vector's gradient is.
   T* vector_place(int tensor) {
     return workspace_.vector_gradients() + plan_.tensors[tensor].vector_offset;
   }
@@ -139,19 +139,25 @@ class CpuBackend {
   void meet() {
     if (apart()) team_.barrier();
   }
-  // Phases: as grid(), and f(block) for all row blocks.
+  // Phases: f(row blocks, panels), f(rows, panels), and f(rows) for at most a row block at a time.
   template <class F>
   void spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f);
   template <class F>
-  void spread(const Matrix& matrix, F&& f);
+  void spread(const Matrix& matrix, std::int64_t units, F&& f);
   template <class F>
-  void for_row_blocks(std::int64_t rows, F&& f);
+  void spread_rows(const Matrix& matrix, F&& f);
+  // Whether so many row blocks of a matrix are shared in smaller parts. Pairs of bfloat16 numbers
+  // are written in chunks of 32 rows.
+  bool in_parts(std::int64_t blocks, const Matrix& matrix) const {
+    return blocks < 2 * team_.size() && team_.size() > 1 && !matrix.pairs.columns;
+  }
   // After a write of these rows and panels.
   void round(const Matrix& matrix, Range rows, Range panels);
   void product(const cpu::Gemm<T>& problem, const Matrix& c);
   void multiply_tile(const Matrix& x, const Matrix& dy, Range rows, std::int64_t in_panel,
                      std::int64_t out_panel, bool accumulate, T* tile);
-  void sum_columns(const Panels<T>& dy, Range rows, T* sums);
+  // sums: [panels of dy][kPanel]
+  void sum_columns(const Panels<T>& dy, Range rows, Range panels, T* sums);
   void store_vector(int tensor, bool accumulate, T* arena);
 };
 

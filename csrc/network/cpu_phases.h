@@ -44,12 +44,14 @@ void walk(Team& team, GridShare share, std::int64_t units, F&& f) {
   }
 }
 
-// f(blocks, panels) over a grid of row blocks x panels, at most `units` blocks x panels at a time.
-// Each thread takes a contiguous share: of the columns when the matrix is at least as wide as high,
-// else of the rows. A product then leaves the weights, or the rows, in the caches where they are.
+// f(blocks, panels) over a grid of blocks of rows x panels, at most `units` blocks x panels at a
+// time. Each thread takes a contiguous share: of the columns when the matrix is at least as wide as
+// high, else of the rows. A product then leaves the weights, or the rows, in the caches where they
+// are.
 template <class F>
-void grid(Team& team, std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
-  const std::int64_t blocks = row_blocks_of(rows);
+void grid(Team& team, std::int64_t rows, std::int64_t block_rows, std::int64_t panels,
+          std::int64_t units, F&& f) {
+  const std::int64_t blocks = ceil_div(rows, block_rows);
   const bool by_columns = panels * kPanel >= rows;
   walk(team, {by_columns, by_columns ? blocks : panels, team.share(blocks * panels)}, units, f);
   team.barrier();
@@ -57,7 +59,7 @@ void grid(Team& team, std::int64_t rows, std::int64_t panels, std::int64_t units
 
 template <class T, class F>
 void grid(Team& team, const Panels<T>& matrix, F&& f) {
-  grid(team, matrix.rows, matrix.panels(), kChunkUnits,
+  grid(team, matrix.rows, kRowBlock, matrix.panels(), kChunkUnits,
        [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, matrix.rows), panels); });
 }
 
@@ -76,7 +78,7 @@ inline Range update_share(const Team& team, int tensor, std::int64_t tiles) {
 // C of `problem`, in chunks.
 template <class T>
 void multiply(Team& team, const cpu::Kernels<T>& kernels, const cpu::Gemm<T>& problem) {
-  grid(team, problem.c.rows, problem.c.panels(), units_per_chunk(problem.a.width),
+  grid(team, problem.c.rows, kRowBlock, problem.c.panels(), units_per_chunk(problem.a.width),
        [&](Range blocks, Range panels) {
          kernels.gemm(problem, rows_of_blocks(blocks, problem.c.rows), panels);
        });

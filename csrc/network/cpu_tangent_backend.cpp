@@ -69,7 +69,7 @@ void CpuTangentBackend<T>::batch_norm_tangent(const Pass& pass,
   if (pass.mode == Mode::kTraining) {
     const bool weighted = plan_.states[problem.state].weighted;
     const T* weights = weighted ? workspace_.row_weights.data() : nullptr;
-    grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
+    grid(team_, z.rows, kRowBlock, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
       kernels_.batch_norm_tangent_sums(apply.point, weights, tangents_.block_sums.data(), blocks,
                                        panels);
     });
@@ -174,7 +174,7 @@ void CpuTangentBackend<T>::batch_norm_backward_tangent(
     sums.inv_std = workspace_.inv_std(state);
     sums.dy = problem.dy_tangent;
     sums.sums = tangents_.block_sums.data();
-    grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
+    grid(team_, z.rows, kRowBlock, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
       kernels_.batch_norm_backward_sums(sums, blocks, panels);
     });
     merge();
@@ -204,7 +204,7 @@ void CpuTangentBackend<T>::batch_norm_backward_tangent(
   tangent.row_weights = row_weights;
   tangent.g = problem.dy;
   tangent.g_tangent = problem.dy_tangent;
-  grid(team_, z.rows, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
+  grid(team_, z.rows, kRowBlock, z.panels(), kChunkUnits, [&](Range blocks, Range panels) {
     kernels_.batch_norm_backward_tangent_sums(tangent, tangents_.block_sums.data(), blocks, panels);
   });
   merge();

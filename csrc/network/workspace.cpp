@@ -41,7 +41,7 @@ Workspace<T>::Workspace(const Plan& plan, std::int64_t capacity, bool gradients)
       Arena<cpu::BlockSums>(element_count(gradients ? blocks : 0, plan.max_batch_norm_panels));
   block_rows = Arena<double>(blocks);
   block_weights = Arena<double>(blocks);
-  block_losses = Arena<cpu::BlockLoss>(blocks);
+  part_losses = Arena<cpu::PartLoss>(row_parts_of(capacity));
   row_weights = Arena<T>(capacity);
   labels = Arena<std::int64_t>(capacity);
   row_index = Arena<std::int64_t>(capacity);

@@ -57,9 +57,9 @@ class Workspace {
 
   Arena<cpu::BlockStatistics> block_statistics;  // [row_blocks][panels], reused by every batch norm
   Arena<cpu::BlockSums> block_sums;
-  Arena<double> block_rows;     // rows per row block
-  Arena<double> block_weights;  // sum of row weights per row block
-  Arena<cpu::BlockLoss> block_losses;
+  Arena<double> block_rows;          // rows per row block
+  Arena<double> block_weights;       // sum of row weights per row block
+  Arena<cpu::PartLoss> part_losses;  // per block of kRowPart rows
   Arena<T> row_weights;
   Arena<std::int64_t> labels;
   Arena<std::int64_t> row_index;

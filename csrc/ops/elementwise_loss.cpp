@@ -53,7 +53,7 @@ double elementwise_loss(const std::string& name, double parameter, const std::st
 
   Matrix<T> outputs(output.rows, output.cols), targets(output.rows, output.cols);
   Matrix<T> result(output.rows, gradient ? output.cols : 0);
-  Arena<cpu::BlockLoss> blocks(row_blocks_of(output.rows));
+  Arena<cpu::PartLoss> parts(row_parts_of(output.rows));
   cpu::Loss<T> problem;
   problem.outputs = outputs.panels;
   problem.targets = targets.panels;
@@ -61,7 +61,7 @@ double elementwise_loss(const std::string& name, double parameter, const std::st
   problem.parameter = parameter;
   problem.gradient_scale = 1.0 / divisor;
   problem.gradient = result.panels;
-  problem.blocks = blocks.data();
+  problem.parts = parts.data();
   run(threads, [&](Team& team) {
     load(team, output, outputs.panels);
     load(team, target, targets.panels);
@@ -69,13 +69,12 @@ double elementwise_loss(const std::string& name, double parameter, const std::st
   expect_targets<T>(name, dispatch_loss(id, [](auto loss) { return decltype(loss)::target; }),
                     targets.panels);
   run(threads, [&](Team& team) {
-    team.for_each(blocks.size(), [&](std::int64_t block) {
-      cpu::kernels<T>().elementwise_loss(id, problem, {block, block + 1});
-    });
+    for_each_row_block(team, output.rows,
+                       [&](Range rows) { cpu::kernels<T>().elementwise_loss(id, problem, rows); });
     if (gradient) store<T>(team, result.panels, gradient);
   });
   double loss = 0.0;
-  for (const cpu::BlockLoss& block : blocks) loss += block.loss;
+  for (const cpu::PartLoss& part : parts) loss += part.loss;
   return loss / divisor;
 }
 

@@ -85,7 +85,7 @@ double softmax_cross_entropy(const ArrayView& logits, const ArrayView& target,
 
   Matrix<T> outputs(logits.rows, logits.cols), targets(logits.rows, dense_target ? logits.cols : 0);
   Matrix<T> result(logits.rows, gradient ? logits.cols : 0);
-  Arena<cpu::BlockLoss> blocks(row_blocks_of(logits.rows));
+  Arena<cpu::PartLoss> parts(row_parts_of(logits.rows));
   cpu::Loss<T> problem;
   problem.outputs = outputs.panels;
   problem.labels = labels.data();
@@ -94,17 +94,16 @@ double softmax_cross_entropy(const ArrayView& logits, const ArrayView& target,
   problem.label_smoothing = label_smoothing;
   problem.gradient_scale = 1.0 / row_weights.total;
   problem.gradient = result.panels;
-  problem.blocks = blocks.data();
+  problem.parts = parts.data();
   run(threads, [&](Team& team) {
     load(team, logits, outputs.panels);
     if (dense_target) load(team, target, targets.panels);
-    team.for_each(blocks.size(), [&](std::int64_t block) {
-      cpu::kernels<T>().softmax_cross_entropy(problem, {block, block + 1});
-    });
+    for_each_row_block(team, logits.rows,
+                       [&](Range rows) { cpu::kernels<T>().softmax_cross_entropy(problem, rows); });
     if (gradient) store<T>(team, result.panels, gradient);
   });
   double loss = 0.0;
-  for (const cpu::BlockLoss& block : blocks) loss += block.loss;
+  for (const cpu::PartLoss& part : parts) loss += part.loss;
   return loss / row_weights.total;
 }
 

@@ -84,7 +84,11 @@ class CpuEngine final : public Engine<T> {
               RunResult* result);
   int team_size_for(std::int64_t rows);
   void reserve_workspace(std::int64_t rows);
-  std::int64_t apply(const UpdateTask& task, const T* gradient);
+  // Of a vector, only `panels`; the gradient begins with them.
+  std::int64_t apply(const UpdateTask& task, Range panels, const T* gradient);
+  // f(index of a task, panels) for this thread's tasks; the panels of a vector are shared, too.
+  template <class F>
+  void for_own_parts(Team& team, F&& f) const;
   // f(index of a task) for this thread's tasks, then a barrier, as Team::for_each.
   template <class F>
   void for_own_tasks(Team& team, F&& f) const;

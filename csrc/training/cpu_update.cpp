@@ -69,6 +69,24 @@ std::int64_t CpuEngine<T>::arena_count(const UpdateTask& task) const {
 
 template <class T>
 template <class F>
+void CpuEngine<T>::for_own_parts(Team& team, F&& f) const {
+  const auto tasks = static_cast<std::int64_t>(updates_.size());
+  for (std::int64_t first = 0, count; first < tasks; first += count) {
+    const int index = updates_[first].tensor;
+    const Tensor& tensor = plan_.tensors[index];
+    count = tensor.tiles();
+    if (tensor.is_weight()) {
+      const Range own = update_share(team, index, count);
+      for (std::int64_t t = own.begin; t < own.end; ++t) f(first + t, Range{});
+    } else {
+      const Range own = update_share(team, index, panels_of(tensor.out));
+      if (own.size() > 0) f(first, own);
+    }
+  }
+}
+
+template <class T>
+template <class F>
 void CpuEngine<T>::for_own_tasks(Team& team, F&& f) const {
   const auto tasks = static_cast<std::int64_t>(updates_.size());
   for (std::int64_t first = 0, count; first < tasks; first += count) {
@@ -83,10 +101,10 @@ void CpuEngine<T>::for_own_tasks(Team& team, F&& f) const {
 // Optimizer, average and copies of one task's elements; without a gradient they are
 // frozen.
 template <class T>
-std::int64_t CpuEngine<T>::apply(const UpdateTask& task, const T* gradient) {
+std::int64_t CpuEngine<T>::apply(const UpdateTask& task, Range panels, const T* gradient) {
   const Tensor& tensor = plan_.tensors[task.tensor];
-  const std::int64_t offset = arena_offset(task);
-  const std::int64_t count = arena_count(task);
+  const std::int64_t offset = arena_offset(task) + panels.begin * kPanel;
+  const std::int64_t count = tensor.is_weight() ? kTile : panels.size() * kPanel;
   T* values = parameters_.values.data();
   const std::int64_t skipped =
       gradient != nullptr ? optimizer_.step(kernels_, values, gradient, offset, count) : 0;
@@ -200,8 +218,8 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
   ThreadPool& pool = ThreadPool::shared();
   std::atomic<std::int64_t> skipped{0};
   bool committed = false;
-  const auto update_range = [&](const UpdateTask& task, const T* gradient) {
-    const std::int64_t bad = apply(task, gradient);
+  const auto update_part = [&](const UpdateTask& task, Range panels, const T* gradient) {
+    const std::int64_t bad = apply(task, panels, gradient);
     if (bad > 0) skipped.fetch_add(bad, std::memory_order_relaxed);
   };
   bool interrupted = false;
@@ -272,22 +290,21 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
         team.barrier();
       }
       alignas(64) T tile[kTile];
-      for_own_tasks(team, [&](std::int64_t u) {
+      for_own_parts(team, [&](std::int64_t u, Range panels) {
         const UpdateTask& task = updates_[u];
         const Node& node = plan_.nodes[task.node];
-        if (optimizer_.frozen(task.tensor)) {
-          update_range(task, nullptr);
-        } else if (apart && (task.tensor == node.weight || task.tensor == node.bias)) {
-          T* const gradient = task.tensor == node.weight ? tile : backend.vector_place(task.tensor);
-          gradient_parts_.add_up(kernels_, {0, team.size()}, arena_offset(task), arena_count(task),
-                                 gradient);
-          update_range(task, gradient);
-        } else if (plan_.tensors[task.tensor].is_weight()) {
+        const bool is_weight = task.tensor == node.weight;
+        const std::int64_t column = panels.begin * kPanel;
+        T* const gradient = is_weight ? tile : backend.vector_place(task.tensor) + column;
+        if (optimizer_.frozen(task.tensor)) return update_part(task, panels, nullptr);
+        if (apart && (is_weight || task.tensor == node.bias))
+          gradient_parts_.add_up(kernels_, {0, team.size()}, arena_offset(task) + column,
+                                 is_weight ? kTile : panels.size() * kPanel, gradient);
+        else if (is_weight)
           backend.tile_gradient(task, tile);
-          update_range(task, tile);
-        } else {
-          update_range(task, backend.vector_gradient(task));
-        }
+        else if (task.tensor == node.bias)
+          backend.bias_gradient(task, panels);
+        update_part(task, panels, gradient);
       });
     };
     if (!order.sequential() || custom) batch.order = &order;
@@ -347,7 +364,9 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
             const bool frozen = optimizer_.frozen(task.tensor);
             T* gradient = frozen ? nullptr : gradients_.data() + arena_offset(task);
             if (clip && !frozen) kernels_.scale(gradient, limit / norm, arena_count(task));
-            update_range(task, gradient);
+            const Tensor& tensor = plan_.tensors[task.tensor];
+            const Range panels{0, tensor.is_weight() ? 0 : panels_of(tensor.out)};
+            update_part(task, panels, gradient);
           });
         },
         interrupt, Subnormals::kFlush);

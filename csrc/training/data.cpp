@@ -371,11 +371,10 @@ void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
       for (std::int64_t r = rows.begin; r < rows.end; ++r)
         workspace.row_weights[r] = static_cast<T>(row_weight<T>(batch, row_of(r)));
   };
-  // Slices smaller than a row block: the copy of a small minibatch is worth sharing too.
-  constexpr std::int64_t kSlice = 16;
-  const Range own = team.share(ceil_div(batch.rows, kSlice));
-  const std::int64_t end = std::min(own.end * kSlice, batch.rows);
-  for (std::int64_t r = own.begin * kSlice; r < end && !team.stop_requested(); r += kRowBlock)
+  // Parts smaller than a row block: the copy of a small minibatch is worth sharing too.
+  const Range own = team.share(row_parts_of(batch.rows));
+  const std::int64_t end = std::min(own.end * kRowPart, batch.rows);
+  for (std::int64_t r = own.begin * kRowPart; r < end && !team.stop_requested(); r += kRowBlock)
     copy({r, std::min(r + kRowBlock, end)});
   team.barrier();
 }

@@ -136,17 +136,22 @@ struct Batch {
 template <class T>
 double row_weight(const Batch& batch, std::int64_t row);
 
-// Sum of row_weight over row_of(0 .. rows), by row blocks, whose sums go to `blocks`.
+// Sum of row_weight over row_of(0 .. rows), by row blocks, whose sums go to `blocks`, in the order
+// in which the weights of a loss are summed.
 template <class T, class RowOf>
 double total_weight(const Batch& batch, RowOf row_of, double* blocks, int threads,
                     const Interrupt& interrupt, const std::string& operation) {
   const std::int64_t count = row_blocks_of(batch.rows);
   scan_rows(count, kRowBlock, threads, interrupt, operation, [&](Range part) {
     for (std::int64_t block = part.begin; block < part.end; ++block) {
-      const Range rows = row_block(block, batch.rows);
+      const Range parts = row_parts_of(row_block(block, batch.rows));
       blocks[block] = 0.0;
-      for (std::int64_t r = rows.begin; r < rows.end; ++r)
-        blocks[block] += row_weight<T>(batch, row_of(r));
+      for (std::int64_t p = parts.begin; p < parts.end; ++p) {
+        const std::int64_t end = std::min((p + 1) * kRowPart, batch.rows);
+        double sum = 0.0;
+        for (std::int64_t r = p * kRowPart; r < end; ++r) sum += row_weight<T>(batch, row_of(r));
+        blocks[block] += sum;
+      }
     }
   });
   double total = 0.0;

@@ -23,10 +23,10 @@
 namespace {
 
 using namespace thalweg;
-using cpu::BlockLoss;
 using cpu::BlockStatistics;
 using cpu::BlockSums;
 using cpu::Kernels;
+using cpu::PartLoss;
 using std::int64_t;
 
 int failures = 0;
@@ -863,8 +863,7 @@ void test_cross_entropy(const Kernels<T>& kernels) {
                      0.4 / static_cast<double>(classes);
             });
             const Buffer<T> weights = row_weights<T>(rows, random);
-            const int64_t blocks = row_blocks_of(rows);
-            std::vector<BlockLoss> losses(static_cast<std::size_t>(blocks));
+            std::vector<PartLoss> losses(static_cast<std::size_t>(row_parts_of(rows)));
             Matrix<T> gradient(rows, classes);
             cpu::Loss<T> problem{.outputs = std::as_const(z).panels(),
                                  .labels = by_label ? labels.data() : nullptr,
@@ -872,12 +871,12 @@ void test_cross_entropy(const Kernels<T>& kernels) {
                                  .label_smoothing = smoothing,
                                  .gradient_scale = 0.25,
                                  .gradient = gradient.panels(),
-                                 .blocks = losses.data()};
+                                 .parts = losses.data()};
             if (!by_label) problem.targets = std::as_const(targets).panels();
-            for (const Range b : cuts(blocks, 1)) kernels.softmax_cross_entropy(problem, b);
+            for (const Range r : cuts(rows, kRowPart)) kernels.softmax_cross_entropy(problem, r);
 
             Matrix<double> exact(rows, classes);
-            std::vector<BlockLoss> expected(losses.size());
+            std::vector<PartLoss> expected(losses.size());
             for (int64_t r = 0; r < rows; ++r) {
               const int64_t label = labels[static_cast<std::size_t>(r)];
               const double weight = weighted ? static_cast<double>(weights[r]) : 1.0;
@@ -908,10 +907,10 @@ void test_cross_entropy(const Kernels<T>& kernels) {
                 const long double p = std::exp(std::as_const(z).at(r, c) - m) / (1.0L + others);
                 exact.at(r, c) = static_cast<double>(0.25L * weight * (p * target_sum - target(c)));
               }
-              BlockLoss& block = expected[static_cast<std::size_t>(r / kRowBlock)];
-              block.loss += weight * static_cast<double>(loss);
-              block.hits += weight * (argmax == label);
-              block.weight += weight;
+              PartLoss& part = expected[static_cast<std::size_t>(r / kRowPart)];
+              part.loss += weight * static_cast<double>(loss);
+              part.hits += weight * (argmax == label);
+              part.weight += weight;
             }
             for (std::size_t b = 0; b < losses.size(); ++b) {
               check(std::abs(losses[b].loss - expected[b].loss) <=
@@ -925,10 +924,10 @@ void test_cross_entropy(const Kernels<T>& kernels) {
                 name + " gradient", gradient,
                 [&](int64_t r, int64_t c) { return std::as_const(exact).at(r, c); },
                 [](int64_t, int64_t) { return 4.0 * kEpsilon<T>; });
-            const std::vector<BlockLoss> before = losses;
+            const std::vector<PartLoss> before = losses;
             problem.gradient = {};
-            kernels.softmax_cross_entropy(problem, {0, blocks});
-            check(std::memcmp(before.data(), losses.data(), losses.size() * sizeof(BlockLoss)) == 0,
+            kernels.softmax_cross_entropy(problem, {0, rows});
+            check(std::memcmp(before.data(), losses.data(), losses.size() * sizeof(PartLoss)) == 0,
                   name, ": value alone differs");
           }
         }
@@ -941,14 +940,14 @@ void test_cross_entropy(const Kernels<T>& kernels) {
     z.at(2, 0) = kNaN<T>;
     const int64_t labels[] = {1, 1, 0};
     Matrix<T> gradient(3, classes);
-    BlockLoss block;
+    PartLoss part;
     cpu::Loss<T> problem{.outputs = std::as_const(z).panels(),
                          .labels = labels,
                          .gradient = gradient.panels(),
-                         .blocks = &block};
+                         .parts = &part};
     problem.outputs.rows = 3;
-    kernels.softmax_cross_entropy(problem, {0, 1});
-    check(std::isnan(block.loss), "softmax_cross_entropy: NaN is hidden");
+    kernels.softmax_cross_entropy(problem, {0, 3});
+    check(std::isnan(part.loss), "softmax_cross_entropy: NaN is hidden");
     check(gradient.padding_zero(), "softmax_cross_entropy: NaN in the padding");
     Matrix<T> one(1, classes);
     one.fill([](int64_t, int64_t c) { return c == 1 ? 0.0 : -60.0; });
@@ -957,8 +956,8 @@ void test_cross_entropy(const Kernels<T>& kernels) {
     problem.gradient = one_gradient.panels();
     kernels.softmax_cross_entropy(problem, {0, 1});
     const double small = std::exp(-60.0) * static_cast<double>(classes - 1);
-    check(std::abs(block.loss - small) <= 1e-6 * small, "softmax_cross_entropy: small loss ",
-          block.loss, ", not ", small);
+    check(std::abs(part.loss - small) <= 1e-6 * small, "softmax_cross_entropy: small loss ",
+          part.loss, ", not ", small);
     check(std::abs(std::as_const(one_gradient).at(0, 1) + small) <= 1e-6 * small,
           "softmax_cross_entropy: small gradient");
 
@@ -991,33 +990,32 @@ void test_elementwise_losses(const Kernels<T>& kernels) {
             dispatch_loss(id, [](auto rule) { return decltype(rule)::default_parameter; });
         const Buffer<T> weights = row_weights<T>(rows, random);
         Matrix<T> gradient(rows, width);
-        const int64_t blocks = row_blocks_of(rows);
-        std::vector<BlockLoss> losses(static_cast<std::size_t>(blocks));
+        std::vector<PartLoss> losses(static_cast<std::size_t>(row_parts_of(rows)));
         const cpu::Loss<T> problem{.outputs = std::as_const(z).panels(),
                                    .targets = std::as_const(t).panels(),
                                    .row_weights = weighted ? weights.data() : nullptr,
                                    .parameter = parameter,
                                    .gradient_scale = 0.5,
                                    .gradient = gradient.panels(),
-                                   .blocks = losses.data()};
-        for (const Range b : cuts(blocks, 1)) kernels.elementwise_loss(id, problem, b);
-        std::vector<BlockLoss> expected(losses.size());
+                                   .parts = losses.data()};
+        for (const Range r : cuts(rows, kRowPart)) kernels.elementwise_loss(id, problem, r);
+        std::vector<PartLoss> expected(losses.size());
         const auto weight = [&](int64_t r) {
           return weighted ? static_cast<double>(weights[r]) : 1.0;
         };
         for (int64_t r = 0; r < rows; ++r) {
-          BlockLoss& block = expected[static_cast<std::size_t>(r / kRowBlock)];
-          block.weight += weight(r);
+          PartLoss& part = expected[static_cast<std::size_t>(r / kRowPart)];
+          part.weight += weight(r);
           for (int64_t c = 0; c < width; ++c) {
             const double output = std::as_const(z).at(r, c);
             const double target = std::as_const(t).at(r, c);
-            block.loss += weight(r) * dispatch_loss(id, [&](auto rule) {
-                            return decltype(rule)::value(output, target, parameter);
-                          });
+            part.loss += weight(r) * dispatch_loss(id, [&](auto rule) {
+                           return decltype(rule)::value(output, target, parameter);
+                         });
             const bool hit = kind == TargetKind::sign            ? output * target > 0.0
                              : kind == TargetKind::unit_interval ? (output > 0.0) == (target > 0.5)
                                                                  : false;
-            block.hits += hit ? weight(r) / static_cast<double>(width) : 0.0;
+            part.hits += hit ? weight(r) / static_cast<double>(width) : 0.0;
           }
         }
         for (std::size_t b = 0; b < losses.size(); ++b) {
