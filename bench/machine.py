@@ -102,6 +102,10 @@ def hop_ns(program: Path | None, pair: list[int]) -> float | None:
     return float(done.stdout)
 
 
+# Of two processors, as far as it stays the same: what rounds are compared within.
+PLACEMENTS = ("near", "far", "unknown")
+
+
 def placement(hops: list[float]) -> str:
     """ "near" or "far" when all hops agree, else "mixed"; "unknown" without a measurement."""
     if not hops:

@@ -190,7 +190,11 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 class _Round:
     microseconds: dict[str, float]  # per step
     foreign: float
-    hop: float | None
+    hops: list[float]  # before and after
+
+    @property
+    def placement(self) -> str:
+        return machine.placement(self.hops)
 
 
 def run_rounds(
@@ -198,17 +202,21 @@ def run_rounds(
 ) -> tuple[list[_Round], int]:
     """The rounds that count and the number of quiet ones.
 
-    Noisy rounds are replaced, up to twice as many rounds; when too few are quiet all count.
+    Rounds that are noisy, or of another placement than most, are replaced, up to twice as many
+    rounds. When too few are left, those of all placements count, then the noisy ones, too.
     """
     order = random.Random(0)
     done: list[_Round] = []
     while True:
         quiet = [one for one in done if one.foreign <= QUIET_SHARE]
-        if len(quiet) >= options.rounds:
-            return quiet, len(quiet)
+        kinds = ([one for one in quiet if one.placement == kind] for kind in machine.PLACEMENTS)
+        alike = max(kinds, key=len)
+        if len(alike) >= options.rounds:
+            return alike, len(alike)
         if len(done) >= 2 * options.rounds:
-            return (quiet if 2 * len(quiet) >= options.rounds else done), len(quiet)
-        one = _Round({}, 0.0, hop())
+            enough = [some for some in (alike, quiet) if 2 * len(some) >= options.rounds]
+            return enough[0] if enough else done, len(enough[0] if enough else quiet)
+        one = _Round({}, 0.0, [before] if (before := hop()) is not None else [])
         elapsed = foreign = 0.0
         for worker in order.sample(workers, len(workers)):
             # Threads of the peer before stop spinning meanwhile.
@@ -217,6 +225,8 @@ def run_rounds(
             one.microseconds[worker.name] = 1e6 * seconds / worker.steps
             elapsed, foreign = elapsed + seconds, foreign + others
         one.foreign = foreign / elapsed
+        if (after := hop()) is not None:
+            one.hops.append(after)
         done.append(one)
 
 
@@ -314,7 +324,7 @@ def time_rounds(
     pair = machine.processors()[: row["threads"]]
     program = machine.hop_program()[0] if len(pair) > 1 else None
     rounds, quiet = run_rounds(workers, options, lambda: machine.hop_ns(program, pair))
-    hops = [one.hop for one in rounds if one.hop is not None]
+    hops = [hop for one in rounds for hop in one.hops]
     row["hop_ns"] = quartiles(hops) if hops else None
     row["placement"] = machine.placement(hops) if row["threads"] > 1 else "one processor"
     row["rounds"] = {"used": len(rounds), "quiet": quiet, "turn_seconds": options.turn}

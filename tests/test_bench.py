@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -254,6 +254,47 @@ def test_hop_between_processors() -> None:
     assert hop is not None and 1 < hop < 1e6
     assert machine.placement([30.0, 40.0]) == "near"
     assert machine.placement([30.0, 400.0]) == "mixed"
+
+
+class StubWorker:
+    """A peer whose turns take as long as the stub's clock says."""
+
+    name = "thalweg"
+    steps = 1
+
+    def __init__(self, foreign: list[float]) -> None:
+        self.foreign = foreign
+        self.turns = 0
+
+    def turn(self) -> tuple[float, float]:
+        self.turns += 1
+        return 1e-6 * self.turns, 1e-6 * self.turns * self.foreign[self.turns - 1]
+
+
+@pytest.mark.parametrize(
+    ("hops", "foreign", "counted", "quiet"),
+    [
+        # Before and after each of at most eight rounds; the counted rounds by number.
+        ([30.0] * 16, [0.0] * 8, [1, 2, 3, 4], 4),
+        ([30.0] * 16, [0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1, 3, 4, 5], 4),
+        ([30, 30, 30, 150, 150, 30, *[30.0] * 10], [0.0] * 8, [1, 4, 5, 6], 4),
+        ([30, 30, *[150.0] * 14], [0.0] * 8, [2, 3, 4, 5], 4),
+        ([30.0, 150.0] * 7 + [30.0, 30.0], [0.0] * 8, [1, 2, 3, 4, 5, 6, 7, 8], 8),
+        ([30.0] * 16, [0.5] * 7 + [0.0], [1, 2, 3, 4, 5, 6, 7, 8], 1),
+        ([None] * 16, [0.0] * 8, [1, 2, 3, 4], 4),
+    ],
+)
+def test_only_rounds_of_one_placement_are_compared(
+    hops: list[float | None], foreign: list[float], counted: list[int], quiet: int
+) -> None:
+    options = steps.Options(seconds=4.0, turn=1.0)
+    assert options.rounds == 4
+    rest = iter(hops)
+    rounds, number = steps.run_rounds(
+        [cast(steps.Worker, StubWorker(foreign))], options, lambda: next(rest)
+    )
+    assert [round(one.microseconds["thalweg"]) for one in rounds] == counted
+    assert number == quiet
     assert machine.placement([]) == "unknown"
 
 
