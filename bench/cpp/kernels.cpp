@@ -127,19 +127,18 @@ void gemm(Form form, std::int64_t rows, std::int64_t in, std::int64_t out, doubl
   problem.b = form == Form::kForward ? weight.data() : transposed.data();
   problem.c = result.view;
   std::vector<Contender> contenders;
-  contenders.push_back(
-      {"thalweg", [&] {
-         if (form == Form::kWeightGradient) {
-           for (std::int64_t k = 0; k < panels_of(in); ++k)
-             for (std::int64_t o = 0; o < panels_of(out); ++o)
-               kernels.wgrad_tile(x_panels.view.panel(k), x_panels.view.lanes(k),
-                                  dy_panels.view.panel(o), dy_panels.view.lanes(o), rows, false,
-                                  gradient.data() + (o * panels_of(in) + k) * kTile);
-           return;
-         }
-         for (std::int64_t block = 0; block < row_blocks_of(rows); ++block)
-           kernels.gemm(problem, row_block(block, rows), {0, result.view.panels()});
-       }});
+  contenders.push_back({"thalweg", [&] {
+                          if (form == Form::kWeightGradient) {
+                            for (std::int64_t k = 0; k < panels_of(in); ++k)
+                              for (std::int64_t o = 0; o < panels_of(out); ++o)
+                                kernels.wgrad_tile(
+                                    x_panels.view.panel(k), x_panels.view.lanes(k),
+                                    dy_panels.view.panel(o), dy_panels.view.lanes(o), rows, false,
+                                    gradient.data() + (o * panels_of(in) + k) * kTile);
+                            return;
+                          }
+                          kernels.gemm(problem, {0, rows}, {0, result.view.panels()});
+                        }});
 
   std::vector<float> c(static_cast<std::size_t>(std::max({rows * out, rows * in, out * in})));
 #if defined(TW_BENCH_OPENBLAS)

@@ -18,6 +18,7 @@ template <class T, class E>
 struct BlockArguments {
   const E* a;
   std::int64_t a_stride;  // between panels of A
+  bool fetch_a;           // A is larger than the caches near the processor
   const E* b;
   std::int64_t depth;  // factors of this call, from the first column of a panel of A
   T* c;
@@ -32,9 +33,17 @@ struct BlockArguments {
   const T* gate;        // C *= the derivative of ReLU at its output `gate`, or null
 };
 
-// Panels of B that all row blocks are multiplied with before the next ones: what a second-level
-// cache keeps beside a block of A.
-inline constexpr std::int64_t kCachedBytes = 256 << 10;
+// Rows of C and of the gate that are fetched while one panel of A is multiplied.
+inline constexpr int kFetchedRows = 2;
+
+// Panels of A between the one that is multiplied and the one that is fetched.
+inline constexpr std::int64_t kFetchedPanels = 2;
+
+template <class E>
+inline constexpr int kLine = 64 / sizeof(E);  // of a cache
+
+// Of A, which a second-level cache keeps while B streams by, panel after panel.
+inline constexpr std::int64_t kCachedBytes = 384 << 10;
 
 // Factors in a row of a panel of A.
 template <class E>
@@ -50,8 +59,14 @@ struct DenseBlock {
       sum.clear();
       const E* a = block.a;
       const E* b = block.b;
+      int fetched = 0;
       for (std::int64_t panel = block.depth / kDepth<E>; panel > 0; --panel) {
         sum.template multiply<kDepth<E>, 1>(a, b, kDepth<E>);
+        if constexpr (kVectors == 1) {
+          if (block.fetch_a) fetch_factors(a + kFetchedPanels * block.a_stride);
+        }
+        for (const int end = fetched + kFetchedRows; fetched < end; ++fetched)
+          if (fetched < kRows) fetch(block, fetched);
         a += block.a_stride;
         b += kDepth<E> * kPanel;
       }
@@ -62,6 +77,25 @@ struct DenseBlock {
       }
       if (block.last) finish(sum, block);
       each(sum, [&](Vec<T>& x, std::int64_t at, int) TW_ALWAYS_INLINE { x.store(block.c + at); });
+    }
+
+    // One vector of columns needs a panel of A in half the time, too little for its way from
+    // memory.
+    static TW_INLINE void fetch_factors(const E* a) {
+      TW_UNROLL(16)
+      for (int i = 0; i < kRows; ++i) {
+        TW_UNROLL(4)
+        for (int j = 0; j < kDepth<E>; j += kLine<E>) __builtin_prefetch(a + i * kDepth<E> + j);
+      }
+    }
+
+    // Row `row` of what is added to, written and gated by, into the cache.
+    static TW_INLINE void fetch(const BlockArguments<T, E>& block, int row) {
+      TW_UNROLL(2)
+      for (int j = 0; j < kVectors * Vec<T>::kLanes; j += kLine<T>) {
+        __builtin_prefetch(block.c + row * kPanel + j, 1);
+        if (block.gate) __builtin_prefetch(block.gate + row * kPanel + j);
+      }
     }
 
     static TW_INLINE void finish(Accumulator<T, kRows, kVectors>& sum,
@@ -146,7 +180,8 @@ T* advance(T* pointer, std::int64_t offset) {
 template <class T>
 void zero_columns(T* c, std::int64_t rows, std::int64_t first) {
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t j = first; j < kPanel; ++j) c[r * kPanel + j] = T(0);
+    for (std::int64_t j = first; j < kPanel; j += Vec<T>::kLanes)
+      Vec<T>::zero().store(c + r * kPanel + j);
   }
 }
 
@@ -186,6 +221,7 @@ void multiply_block(const Gemm<T>& g, const E* a, const E* b, std::int64_t row, 
     const BlockArguments<T, E> group{
         .a = advance(a, row * kDepth<E>),
         .a_stride = g.a.rows * kDepth<E>,
+        .fetch_a = g.a.size() * std::int64_t{sizeof(T)} > kCachedBytes,
         .b = advance(b, p * panels_of(g.a.width) * kDepth<E> * kPanel + column),
         .depth = 0,
         .c = c + column,
@@ -222,13 +258,14 @@ void multiply_block(const Gemm<T>& g, const E* a, const E* b, std::int64_t row, 
 
 template <class T>
 void gemm(const Gemm<T>& problem, Range rows, Range panels) {
-  const std::int64_t panel_bytes = problem.a.panels() * kTile * std::int64_t{sizeof(T)};
-  const std::int64_t most = panel_bytes < kCachedBytes / 2 ? kCachedBytes / (panel_bytes + 1) : 1;
-  for (std::int64_t first = panels.begin; first < panels.end; first += most) {
-    const std::int64_t end = panels.end - first < most ? panels.end : first + most;
-    for (std::int64_t row = rows.begin; row < rows.end; row += kRowBlock) {
-      const std::int64_t count = rows.end - row < kRowBlock ? rows.end - row : kRowBlock;
-      for (std::int64_t p = first; p < end; ++p) {
+  const std::int64_t row_bytes = problem.a.panels() * kPanel * std::int64_t{sizeof(T)};
+  const std::int64_t blocks = kCachedBytes / (kRowBlock * row_bytes + 1);
+  const std::int64_t most = blocks > 1 ? blocks * kRowBlock : kRowBlock;
+  for (std::int64_t first = rows.begin; first < rows.end; first += most) {
+    const std::int64_t end = rows.end - first < most ? rows.end : first + most;
+    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+      for (std::int64_t row = first; row < end; row += kRowBlock) {
+        const std::int64_t count = end - row < kRowBlock ? end - row : kRowBlock;
         if constexpr (std::is_same_v<T, float>) {
           if (problem.b_pairs) {
             multiply_block(problem, problem.a_pairs, problem.b_pairs, row, count, p);

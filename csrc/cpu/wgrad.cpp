@@ -129,10 +129,15 @@ void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t d
     }
   }
   for (std::int64_t i = 0; i < kPanel; ++i) {
-    for (std::int64_t j = i < x_lanes ? vectors * kLanes : 0; j < kPanel; ++j) {
-      tile[i * kPanel + j] = T(0);
-    }
+    for (std::int64_t j = i < x_lanes ? vectors * kLanes : 0; j < kPanel; j += kLanes)
+      Vec<T>::zero().store(tile + i * kPanel + j);
   }
+}
+
+// In a tile of [rows, columns].
+template <class T>
+constexpr std::int64_t vectors_of(std::int64_t rows, std::int64_t columns) {
+  return rows * ceil_div(columns, Vec<T>::kLanes);
 }
 
 }  // namespace
@@ -140,6 +145,15 @@ void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t d
 template <class T>
 void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                 std::int64_t rows, bool accumulate, T* tile) {
+  // Few columns fill vectors badly: then those of x do.
+  if (!accumulate && vectors_of<T>(dy_lanes, x_lanes) < vectors_of<T>(x_lanes, dy_lanes)) {
+    alignas(64) T transposed[kTile];
+    sum_over_rows<kTile>({0, rows}, false, transposed, [=](Range part, bool add, T* sums) {
+      const std::int64_t at = part.begin * kPanel;
+      multiply_tile(dy + at, dy_lanes, x + at, x_lanes, part.size(), add, sums);
+    });
+    return transpose_tile(transposed, tile);
+  }
   sum_over_rows<kTile>({0, rows}, accumulate, tile, [=](Range part, bool add, T* sums) {
     const std::int64_t at = part.begin * kPanel;
     multiply_tile(x + at, x_lanes, dy + at, dy_lanes, part.size(), add, sums);
