@@ -1369,7 +1369,7 @@ void test_tangents(const Kernels<T>& kernels) {
 template <class T>
 void test_optimizers(const Kernels<T>& kernels) {
   Random random(37);
-  const int64_t count = 6 * kGroupBlock;
+  const int64_t count = 5 * kGroupBlock + 3 * kPanel;  // vectors are updated panel by panel
   const std::uint8_t groups[] = {0, 0, 1, 2, 2, 0};
   const bool frozen[] = {false, true, false};
   for (int id = 0; id < kOptimizerCount; ++id) {
