@@ -394,6 +394,8 @@ _REQUIREMENTS: tuple[tuple[str, Callable[[Row], float | None], str, float, bool]
 
 
 def _requirement_table(rows: Sequence[Row]) -> str:
+    # The limits are about processors that are near each other: others count where none are.
+    rows = sorted(rows, key=lambda row: row.get("placement") == "near")
     lines = []
     for title, read, unit, limit, least in _REQUIREMENTS:
         found = [value for value in map(read, rows) if value is not None]

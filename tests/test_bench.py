@@ -238,6 +238,17 @@ def test_requirements_are_judged() -> None:
     assert "| yes |" in table._requirement_table([start])
 
 
+def test_near_processors_are_judged() -> None:
+    def measured(placement: str, ratio: float) -> dict[str, Any]:
+        jax = {"microseconds": {"median": 1.0}, "ratio": {"median": ratio}}
+        case = {"kind": "step", "case": "a", "batch": 128, "threads": 2, "precision": "highest"}
+        return {**case, "placement": placement, "peers": {"jax-scan": jax}}
+
+    near, far = measured("near", 1.29), measured("far", 1.31)
+    assert "| 1.29x | **no** |" in table._requirement_table([near, far])
+    assert "| 1.31x | yes |" in table._requirement_table([far])
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(999.4, "999"), (64_340, "64.3k"), (999_800, "1.00M"), (2_331_000, "2.33M")]
 )
