@@ -154,6 +154,34 @@ def test_threads_that_share_a_small_minibatch_change_no_bits(loss: str, batch_si
     assert all(state == states[1] for state in states.values())
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a minibatch")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clip_norm": 0.5}, {"dtype": "float64"}, {"matmul_precision": "medium"}],
+    ids=lambda options: next(iter(options), "fused"),
+)
+@pytest.mark.parametrize("batch_size", [33, 64, 100])
+def test_threads_that_keep_to_columns_of_batch_norm_change_no_bits(
+    options: dict[str, Any], batch_size: int
+) -> None:
+    """Batch norm of whole columns per thread, first, after and before a dense layer."""
+    rng = np.random.default_rng(10)
+    x = rng.standard_normal((200, 256)).astype(np.float32)
+    y = rng.integers(0, CLASSES, len(x))
+    layers: list[nn.Layer] = [
+        nn.BatchNorm(), nn.Dense(256), nn.BatchNorm(), nn.GELU(),
+        nn.Dense(256), nn.BatchNorm(weighted=True), nn.ReLU(), nn.Dense(256),
+        nn.Residual(nn.BatchNorm(), nn.Tanh(), nn.Dense(256)), nn.Dense(CLASSES),
+    ]  # fmt: skip
+    states = {}
+    for threads in THREADS:
+        m = tw.Model(layers, 256, threads=threads, optimizer=optim.Momentum(0.01), **options)
+        history = m.fit(x, y, epochs=4, batch_size=batch_size, verbose=False)
+        assert np.isfinite(history["loss"]).all()
+        states[threads] = (snapshot(m), history["loss"])
+    assert all(state == states[1] for state in states.values())
+
+
 def test_twenty_runs_give_one_result() -> None:
     x, y, w = data(200)
 

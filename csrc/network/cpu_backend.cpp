@@ -12,22 +12,28 @@ namespace thalweg {
 
 template <class T>
 template <class F>
-void CpuBackend<T>::spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f) {
-  if (!apart()) return grid(team_, rows, kRowBlock, panels, units, f);
+void CpuBackend<T>::spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f,
+                           Reader reader) {
+  if (!apart()) {
+    walk_share(team_, rows, kRowBlock, panels, units, f);
+    return end_phase(rows, panels, reader);
+  }
   const std::int64_t first = own_rows_.begin / kRowBlock * panels;
   walk(team_, {false, panels, {first, row_blocks_of(own_rows_.end) * panels}}, units, f);
 }
 
 template <class T>
 template <class F>
-void CpuBackend<T>::spread(const Matrix& matrix, std::int64_t units, F&& f) {
+void CpuBackend<T>::spread(const Matrix& matrix, std::int64_t units, F&& f, Reader reader) {
   const std::int64_t rows = matrix.rows;
   if (apart() || !in_parts(row_blocks_of(rows) * matrix.panels(), matrix))
-    return spread(rows, matrix.panels(), units,
-                  [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, rows), panels); });
-  grid(team_, rows, kRowPart, matrix.panels(), units, [&](Range parts, Range panels) {
+    return spread(
+        rows, matrix.panels(), units,
+        [&](Range blocks, Range panels) { f(rows_of_blocks(blocks, rows), panels); }, reader);
+  walk_share(team_, rows, kRowPart, matrix.panels(), units, [&](Range parts, Range panels) {
     f(Range{parts.begin * kRowPart, std::min(parts.end * kRowPart, rows)}, panels);
   });
+  end_phase(rows, matrix.panels(), reader);
 }
 
 template <class T>
@@ -46,6 +52,15 @@ void CpuBackend<T>::spread_rows(const Matrix& matrix, F&& f) {
 }
 
 template <class T>
+template <class F>
+void CpuBackend<T>::spread_columns(const Matrix& matrix, Reader reader, F&& f) {
+  const Range own = team_.share(matrix.panels());
+  for (std::int64_t panel = own.begin; panel < own.end && !team_.stop_requested(); ++panel)
+    f(panel);
+  end_phase(matrix.rows, matrix.panels(), reader);
+}
+
+template <class T>
 void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
   if constexpr (std::is_same_v<T, float>) {
     if (matrix.pairs.columns) kernels_.round_to_bfloat16(matrix.pairs, matrix, rows, panels);
@@ -54,15 +69,16 @@ void CpuBackend<T>::round(const Matrix& matrix, Range rows, Range panels) {
 
 // C of `problem`, in chunks.
 template <class T>
-void CpuBackend<T>::product(const cpu::Gemm<T>& problem, const Matrix& c) {
+void CpuBackend<T>::product(const cpu::Gemm<T>& problem, const Matrix& c, Reader reader) {
   const std::int64_t units = units_per_chunk(problem.a.width);
   const auto part = [&](Range rows, Range panels) {
     kernels_.gemm(problem, rows, panels);
     round(c, rows, panels);
   };
-  if (!problem.statistics) return spread(c, units, part);
-  spread(c.rows, c.panels(), units,
-         [&](Range blocks, Range panels) { part(rows_of_blocks(blocks, c.rows), panels); });
+  if (!problem.statistics) return spread(c, units, part, reader);
+  spread(
+      c.rows, c.panels(), units,
+      [&](Range blocks, Range panels) { part(rows_of_blocks(blocks, c.rows), panels); }, reader);
 }
 
 template <class T>
@@ -134,7 +150,7 @@ bool CpuBackend<T>::dense(const Pass&, const DenseForward<CpuBackend>& problem) 
     gemm.scale = workspace_.fold_scale(problem.folded);
     gemm.shift = workspace_.fold_shift(problem.folded);
   }
-  product(gemm, problem.y);
+  product(gemm, problem.y, problem.statistics >= 0 ? Reader::kSameColumns : Reader::kAny);
   return false;
 }
 
@@ -203,15 +219,18 @@ void CpuBackend<T>::batch_statistics(const Pass& pass, int state, const Matrix& 
   cpu::BlockStatistics* statistics = workspace_.block_statistics.data();
   if (!blocks_ready) {
     const T* weights = norm.weighted ? workspace_.row_weights.data() : nullptr;
-    spread(z.rows, z.panels(), kChunkUnits, [&](Range parts, Range panels) {
-      kernels_.column_statistics(z, weights, statistics, parts, panels);
-    });
+    spread(
+        z.rows, z.panels(), kChunkUnits,
+        [&](Range parts, Range panels) {
+          kernels_.column_statistics(z, weights, statistics, parts, panels);
+        },
+        Reader::kSameColumns);
   }
   meet();
   const double* block_weights =
       norm.weighted ? workspace_.block_weights.data() : workspace_.block_rows.data();
   const double total = norm.weighted ? pass.total_weight : static_cast<double>(z.rows);
-  team_.for_each(z.panels(), [&](std::int64_t panel) {
+  spread_columns(z, Reader::kSameColumns, [&](std::int64_t panel) {
     double* mean = workspace_.batch_mean(state) + panel * kPanel;
     double* var = workspace_.batch_var(state) + panel * kPanel;
     kernels_.merge_statistics(statistics, block_weights, blocks, z.panels(), panel, mean, var);
@@ -308,7 +327,7 @@ void CpuBackend<T>::dense_input_gradient(const Pass&,
   gemm.has_derivative = problem.at.present();
   gemm.derivative = problem.derivative;
   gemm.derivative_at = problem.at.data;
-  product(gemm, problem.dx);
+  product(gemm, problem.dx, problem.to_batch_norm ? Reader::kSameColumns : Reader::kAny);
 }
 
 template <class T>
@@ -335,16 +354,18 @@ void CpuBackend<T>::batch_norm_backward(const Pass& pass,
   sums.activation = problem.activation;
   sums.derivative_at = problem.at.data;
   sums.sums = workspace_.block_sums.data();
-  spread(z.rows, z.panels(), kChunkUnits, [&](Range parts, Range panels) {
-    kernels_.batch_norm_backward_sums(sums, parts, panels);
-  });
+  spread(
+      z.rows, z.panels(), kChunkUnits,
+      [&](Range parts, Range panels) { kernels_.batch_norm_backward_sums(sums, parts, panels); },
+      Reader::kSameColumns);
 
   meet();
   const bool weighted = plan_.states[state].weighted && pass.mode == Mode::kTraining;
   const double total = weighted ? pass.total_weight : static_cast<double>(z.rows);
   T* dgamma = vector_place(problem.gamma);
   T* dbeta = vector_place(problem.beta);
-  team_.for_each(z.panels(), [&](std::int64_t panel) {
+  const Reader reader = problem.dz.present() ? Reader::kSameColumns : Reader::kAny;
+  spread_columns(z, reader, [&](std::int64_t panel) {
     for (std::int64_t j = 0; j < z.lanes(panel); ++j) {
       double g = 0.0;
       double g_xhat = 0.0;

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "core/thread_pool.h"
+#include "network/cpu_phases.h"
 #include "network/executor.h"
 #include "network/parameters.h"
 #include "network/workspace.h"
@@ -83,6 +84,7 @@ class CpuBackend {
   void begin_forward(const Pass& pass);
   bool dense(const Pass& pass, const DenseForward<CpuBackend>& problem);
   static constexpr bool fuses_dropout(const Node&) { return false; }
+  static constexpr bool gates_batch_norm() { return true; }
   void activation(const Matrix& z, const Matrix& y, const Activation& activation);
   void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                bool accumulate);
@@ -139,13 +141,27 @@ class CpuBackend {
   void meet() {
     if (apart()) team_.barrier();
   }
-  // Phases: f(row blocks, panels), f(rows, panels), and f(rows) for at most a row block at a time.
+  // Who reads next what a phase over a matrix writes: a thread that is given the same columns needs
+  // to wait for nobody.
+  enum class Reader { kAny, kSameColumns };
+  // Whether every thread is given whole columns in phases over such a matrix, always the same.
+  bool in_columns(std::int64_t rows, std::int64_t panels) const {
+    return !apart() && shared_by_columns(rows, panels) && panels % team_.size() == 0;
+  }
+  void end_phase(std::int64_t rows, std::int64_t panels, Reader reader) {
+    if (reader == Reader::kAny || !in_columns(rows, panels)) team_.barrier();
+  }
+  // Phases: f(row blocks, panels), f(rows, panels), f(rows) for at most a row block at a time, and
+  // f(panel) for what concerns whole columns.
   template <class F>
-  void spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f);
+  void spread(std::int64_t rows, std::int64_t panels, std::int64_t units, F&& f,
+              Reader reader = Reader::kAny);
   template <class F>
-  void spread(const Matrix& matrix, std::int64_t units, F&& f);
+  void spread(const Matrix& matrix, std::int64_t units, F&& f, Reader reader = Reader::kAny);
   template <class F>
   void spread_rows(const Matrix& matrix, F&& f);
+  template <class F>
+  void spread_columns(const Matrix& matrix, Reader reader, F&& f);
   // Whether so many row blocks of a matrix are shared in smaller parts. Pairs of bfloat16 numbers
   // are written in chunks of 32 rows.
   bool in_parts(std::int64_t blocks, const Matrix& matrix) const {
@@ -153,7 +169,7 @@ class CpuBackend {
   }
   // After a write of these rows and panels.
   void round(const Matrix& matrix, Range rows, Range panels);
-  void product(const cpu::Gemm<T>& problem, const Matrix& c);
+  void product(const cpu::Gemm<T>& problem, const Matrix& c, Reader reader);
   void multiply_tile(const Matrix& x, const Matrix& dy, Range rows, std::int64_t in_panel,
                      std::int64_t out_panel, bool accumulate, T* tile);
   // sums: [panels of dy][kPanel]

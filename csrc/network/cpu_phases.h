@@ -44,16 +44,27 @@ void walk(Team& team, GridShare share, std::int64_t units, F&& f) {
   }
 }
 
-// f(blocks, panels) over a grid of blocks of rows x panels, at most `units` blocks x panels at a
-// time. Each thread takes a contiguous share: of the columns when the matrix is at least as wide as
-// high, else of the rows. A product then leaves the weights, or the rows, in the caches where they
-// are.
+// Whether a matrix is shared by columns rather than by rows: when it is at least as wide as high. A
+// product then leaves the weights, or the rows, in the caches where they are.
+inline bool shared_by_columns(std::int64_t rows, std::int64_t panels) {
+  return panels * kPanel >= rows;
+}
+
+// f(blocks, panels) over this thread's contiguous share of a grid of blocks of rows x panels, at
+// most `units` blocks x panels at a time.
+template <class F>
+void walk_share(Team& team, std::int64_t rows, std::int64_t block_rows, std::int64_t panels,
+                std::int64_t units, F&& f) {
+  const std::int64_t blocks = ceil_div(rows, block_rows);
+  const bool by_columns = shared_by_columns(rows, panels);
+  walk(team, {by_columns, by_columns ? blocks : panels, team.share(blocks * panels)}, units, f);
+}
+
+// The same by all threads, then a barrier.
 template <class F>
 void grid(Team& team, std::int64_t rows, std::int64_t block_rows, std::int64_t panels,
           std::int64_t units, F&& f) {
-  const std::int64_t blocks = ceil_div(rows, block_rows);
-  const bool by_columns = panels * kPanel >= rows;
-  walk(team, {by_columns, by_columns ? blocks : panels, team.share(blocks * panels)}, units, f);
+  walk_share(team, rows, block_rows, panels, units, f);
   team.barrier();
 }
 

@@ -64,6 +64,8 @@ class CudaBackend {
   void begin_forward(const Pass& pass);
   bool dense(const Pass& pass, const DenseForward<CudaBackend>& problem);
   static bool fuses_dropout(const Node& dense);
+  // Its backward pass derives what it needs from z, without reading the activation.
+  static constexpr bool gates_batch_norm() { return false; }
   void activation(const Matrix& z, const Matrix& y, const Activation& phi);
   void dropout(const Pass& pass, const Node& node, const Matrix& x, const Matrix& y,
                bool accumulate);

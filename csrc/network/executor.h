@@ -9,8 +9,9 @@
 // - one operation on whole matrices for each primitive that is called below. What a primitive reads
 //   was written by the primitives before it, in the order of the calls. dense() answers whether it
 //   has taken the loss along, and fuses_dropout() whether dense() drops its output itself and
-//   dense_input_gradient() multiplies by the mask. What is marked as a tensor's gradient may be
-//   taken along as well; the walk asks for it later in any case.
+//   dense_input_gradient() multiplies by the mask; gates_batch_norm(), whether the latter
+//   applies the derivative of a batch norm's activation too. What is marked as a tensor's gradient
+//   may be taken along as well; the walk asks for it later in any case.
 //
 // On the CPU every thread of a team walks with a backend of its own, and a primitive is a phase of
 // the parallel region (network/cpu_backend.h); on a device one thread walks and a primitive queues
@@ -54,6 +55,7 @@ struct DenseInputGradient {
   const Node* dropout = nullptr;  // where the backend fuses_dropout()
   int buffer = 0;                 // whose gradient dx is
   int bias = -1;                  // tensor whose gradient the column sums of the finished dx are
+  bool to_batch_norm = false;     // whose backward pass is what reads dx next
 };
 
 // y = phi(gamma * (z - mean) / std + beta)
@@ -111,6 +113,10 @@ class Executor {
   // Where to keep the value before the activation of `node`.
   Matrix pre(const Pass& pass, const Node& node) const {
     return node.pre >= 0 && pass.mode != Mode::kInference ? backend_.value(node.pre) : Matrix{};
+  }
+  bool derivative_applied(const Node& node) const {
+    return node.derivative_applied &&
+           (node.kind == NodeKind::kDense || backend_.gates_batch_norm());
   }
   // The dropout that runs in the epilogues of this dense node and of its consumer, or null.
   const Node* fused_dropout(const Pass& pass, const Node& dense) const {
@@ -275,7 +281,7 @@ void Executor<Backend>::backward(const Pass& pass) {
 template <class Backend>
 void Executor<Backend>::backward_dense(const Pass& pass, const Node& node) {
   const Matrix dy = backend_.gradient(node.output);
-  if (node.activation.id != kActivationIdentity && !node.derivative_applied &&
+  if (node.activation.id != kActivationIdentity && !derivative_applied(node) &&
       fused_dropout(pass, node) == nullptr)
     backend_.activation_backward(dy, derivative_at(node), dy, node.activation, false);
   if (!wants_gradient(pass, node.input)) return;
@@ -288,7 +294,8 @@ void Executor<Backend>::backward_dense(const Pass& pass, const Node& node) {
   const Buffer& source = plan_.buffers[node.input];
   if (source.producer >= 0 && source.consumers == 1) {
     const Node* producer = &plan_.nodes[source.producer];
-    bool applies = node.applies_input_derivative;
+    bool applies = node.applies_input_derivative && derivative_applied(*producer);
+    problem.to_batch_norm = producer->kind == NodeKind::kBatchNorm;
     if (producer->kind == NodeKind::kDropout) {
       if (const Node* dense = fused_producer(pass, *producer)) {
         problem.dropout = producer;
@@ -318,7 +325,7 @@ void Executor<Backend>::backward_batch_norm(const Pass& pass, const Node& node) 
   problem.state = node.state;
   problem.gamma = node.gamma;
   problem.beta = node.beta;
-  problem.activation = node.activation;
+  if (!derivative_applied(node)) problem.activation = node.activation;
   problem.accumulate = node.accumulate_input;
   backend_.batch_norm_backward(pass, problem);
 }

@@ -318,7 +318,9 @@ class Compiler {
             plan_.nodes[dropped.producer].kind == NodeKind::kDense)
           plan_.nodes[dropped.producer].dropout = input.producer;
       }
-      if (producer.kind == NodeKind::kDense && producer.activation.id != kActivationIdentity) {
+      const bool activates =
+          producer.kind == NodeKind::kDense || producer.kind == NodeKind::kBatchNorm;
+      if (activates && producer.activation.id != kActivationIdentity) {
         node.applies_input_derivative = true;
         producer.derivative_applied = true;
       }

@@ -78,7 +78,8 @@ struct Node {
   bool accumulate_input = false;  // the input's gradient already holds another consumer's part
   bool accumulate_second = false;
   bool applies_input_derivative = false;  // dense: dgrad multiplies by phi' of the input's producer
-  bool derivative_applied = false;        // phi' of this node is applied by its consumer
+  bool derivative_applied = false;        // phi' of this node is applied by its consumer; that of a
+                                          // batch norm where the backend gates_batch_norm()
   // Dense: the dropout between its output and the one dense node that reads it, or -1. A backend
   // may drop in the epilogues of the two.
   int dropout = -1;
