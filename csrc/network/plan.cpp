@@ -351,7 +351,7 @@ int Plan::gradient_holder(int buffer) const {
   return buffer;
 }
 
-std::string Plan::summary() const {
+std::string Plan::summary(bool gates_batch_norm) const {
   std::string text;
   for (const Node& node : nodes) {
     static constexpr const char* kKinds[] = {"dense",   "batch_norm", "activation",
@@ -362,7 +362,9 @@ std::string Plan::summary() const {
     if (node.batch_norm >= 0) text += " + batch-norm statistics";
     if (node.activation.id != kActivationIdentity)
       text += concat(" + ", activation_name(node.activation.id));
-    if (node.applies_input_derivative) text += "; dgrad applies the input's activation derivative";
+    if (node.applies_input_derivative &&
+        (gates_batch_norm || nodes[buffers[node.input].producer].kind != NodeKind::kBatchNorm))
+      text += "; dgrad applies the input's activation derivative";
     text += "\n";
   }
   return text;

@@ -124,8 +124,8 @@ struct Plan {
   // The buffer in whose memory a pass leaves `buffer`'s value, or its gradient.
   int value_holder(int buffer, bool inference) const;
   int gradient_holder(int buffer) const;
-  // One line per node: what runs fused with what.
-  std::string summary() const;
+  // One line per node: what runs fused with what, on a backend with this gates_batch_norm().
+  std::string summary(bool gates_batch_norm) const;
 };
 
 // ValueError for shapes that do not fit, naming the layer.

@@ -37,7 +37,7 @@ class TypedModel final : public Model {
   std::int64_t num_parameters() const override { return plan_.num_parameters; }
   std::int64_t steps_done() const override { return cursor_.steps; }
   std::int64_t epochs_done() const override { return cursor_.epochs; }
-  std::string plan_summary() const override { return plan_.summary(); }
+  std::string plan_summary() const override { return plan_.summary(device() == "cpu"); }
   std::vector<std::int64_t> graph_nodes() const override { return engine_->graph_nodes(); }
 
   std::size_t workspace_bytes(std::int64_t batch_size) const override;
