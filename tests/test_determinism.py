@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clipped": {"clip_norm": 0.5},
     "float64": {"dtype": "float64", "optimizer": optim.Adam()},
 }
+
+
+def check_threads(build: Callable[[int], tw.Model], x: Array, y: Array, **fit: Any) -> None:
+    """Models of 1 to 8 threads end with the same bits."""
+    states = {}
+    for threads in THREADS:
+        m = build(threads)
+        history = m.fit(x, y, verbose=False, **fit)
+        assert np.isfinite(history["loss"]).all()
+        states[threads] = (snapshot(m), history["loss"])
+    assert all(state == states[1] for state in states.values())
 
 
 def test_the_pool_runs_as_many_threads_as_asked() -> None:
@@ -119,12 +131,12 @@ def test_threads_that_keep_to_their_rows_change_no_bits(
         nn.Residual(nn.Dense(96), nn.BatchNorm(weighted=True), nn.GELU()),
         nn.Maxout(70, 2), nn.Dense(CLASSES),
     ]  # fmt: skip
-    states = {}
-    for threads in THREADS:
-        m = tw.Model(layers, 128, threads=threads, **{"optimizer": optim.Momentum(0.05), **options})
-        history = m.fit(x, y, epochs=2, batch_size=batch_size, verbose=False)
-        states[threads] = (snapshot(m), history["loss"])
-    assert all(state == states[1] for state in states.values())
+    weights = None if "loss" in options else rng.random(len(x))
+    options = {"optimizer": optim.Momentum(0.05), **options}
+    check_threads(
+        lambda threads: tw.Model(layers, 128, threads=threads, **options),
+        x, y, sample_weight=weights, epochs=2, batch_size=batch_size,
+    )  # fmt: skip
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a minibatch")
@@ -145,13 +157,12 @@ def test_threads_that_share_a_small_minibatch_change_no_bits(loss: str, batch_si
         nn.Dense(544), nn.BatchNorm(), nn.ReLU(), nn.Dense(256), nn.ReLU(),
         nn.Dense(2 * CLASSES), nn.Maxout(CLASSES, 2),
     ]  # fmt: skip
-    states = {}
-    for threads in THREADS:
-        m = tw.Model(layers, 128, threads=threads, optimizer=optim.Momentum(0.01), **options)
-        history = m.fit(x, y, epochs=3, batch_size=batch_size, verbose=False)
-        assert np.isfinite(history["loss"]).all()
-        states[threads] = (snapshot(m), history["loss"])
-    assert all(state == states[1] for state in states.values())
+    check_threads(
+        lambda threads: tw.Model(
+            layers, 128, threads=threads, optimizer=optim.Momentum(0.01), **options
+        ),
+        x, y, epochs=3, batch_size=batch_size,
+    )  # fmt: skip
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a minibatch")
@@ -173,13 +184,12 @@ def test_threads_that_keep_to_columns_of_batch_norm_change_no_bits(
         nn.Dense(256), nn.BatchNorm(weighted=True), nn.ReLU(), nn.Dense(256),
         nn.Residual(nn.BatchNorm(), nn.Tanh(), nn.Dense(256)), nn.Dense(CLASSES),
     ]  # fmt: skip
-    states = {}
-    for threads in THREADS:
-        m = tw.Model(layers, 256, threads=threads, optimizer=optim.Momentum(0.01), **options)
-        history = m.fit(x, y, epochs=4, batch_size=batch_size, verbose=False)
-        assert np.isfinite(history["loss"]).all()
-        states[threads] = (snapshot(m), history["loss"])
-    assert all(state == states[1] for state in states.values())
+    check_threads(
+        lambda threads: tw.Model(
+            layers, 256, threads=threads, optimizer=optim.Momentum(0.01), **options
+        ),
+        x, y, epochs=4, batch_size=batch_size,
+    )  # fmt: skip
 
 
 def test_twenty_runs_give_one_result() -> None:

@@ -22,6 +22,7 @@
 #endif
 
 #include "core/available_processors.h"
+#include "core/cache_lines.h"
 #include "core/error.h"
 
 namespace thalweg {
@@ -29,7 +30,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kCacheLine = 64;
 constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kPause{5};
 constexpr std::int64_t kPollMilliseconds = 5;

@@ -1,4 +1,5 @@
 // Data between caller-owned arrays of any real type and strides, and panels.
+#include "core/cache_lines.h"
 #include "cpu/operations.h"
 #include "cpu/simd.h"
 #include "math/permutation.h"
@@ -81,7 +82,6 @@ TW_INLINE auto read(const char* from) {
   return Element::value(stored);
 }
 
-inline constexpr std::int64_t kCacheLine = 64;
 // Rows that are copied panel by panel: the panels of one row lie a power of two apart as often as
 // not, and would take turns in the same few lines of the cache.
 inline constexpr std::int64_t kRowsAtOnce = 8;

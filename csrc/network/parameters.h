@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/cache_lines.h"
 #include "core/pack.h"
 #include "cpu/kernels.h"
 #include "network/plan.h"
@@ -117,6 +118,19 @@ struct Parameters {
       if (pairs.size() > 0)
         kernels.pair_rows(transposed.data() + to, kPanel, transposed_pairs.data() + to / 2);
     }
+  }
+
+  // Before a tile and its copies are written, while other threads keep away from them.
+  void claim(const Tensor& weight, std::int64_t in_panel, std::int64_t out_panel,
+             bool with_transposed) {
+    const std::int64_t at = (out_panel * panels_of(weight.in) + in_panel) * kTile;
+    const std::int64_t to =
+        weight.transposed_offset + (in_panel * panels_of(weight.out) + out_panel) * kTile;
+    claim_lines(values.data() + weight.offset + at, kTile);
+    if (with_transposed) claim_lines(transposed.data() + to, kTile);
+    if (pairs.size() == 0) return;
+    claim_lines(pairs.data() + (weight.transposed_offset + at) / 2, kTile / 2);
+    if (with_transposed) claim_lines(transposed_pairs.data() + to / 2, kTile / 2);
   }
 
   void set_flat(const Plan& plan, const T* flat) {

@@ -92,6 +92,7 @@ class CpuEngine final : public Engine<T> {
   // f(index of a task) for this thread's tasks, then a barrier, as Team::for_each.
   template <class F>
   void for_own_tasks(Team& team, F&& f) const;
+  void partial_gradients(Team& team, CpuBackend<T>& backend);
   std::int64_t arena_offset(const UpdateTask& task) const;
   std::int64_t arena_count(const UpdateTask& task) const;
   void stage_running_statistics(const Pass& pass);

@@ -98,6 +98,28 @@ void CpuEngine<T>::for_own_tasks(Team& team, F&& f) const {
   team.barrier();
 }
 
+// This thread's parts of all gradients. Meanwhile it takes the tiles that it will update from the
+// caches of the others, which have read them.
+template <class T>
+void CpuEngine<T>::partial_gradients(Team& team, CpuBackend<T>& backend) {
+  T* const part = gradient_parts_.part(team.rank());
+  const auto tasks = static_cast<std::int64_t>(updates_.size());
+  for (std::int64_t first = 0, count; first < tasks; first += count) {
+    const int index = updates_[first].tensor;
+    const Tensor& tensor = plan_.tensors[index];
+    count = tensor.tiles();
+    if (optimizer_.frozen(index)) continue;
+    const Range own = tensor.is_weight() ? update_share(team, index, count) : Range{};
+    for (std::int64_t t = 0; t < count; ++t) {
+      const UpdateTask& task = updates_[first + t];
+      if (t >= own.begin && t < own.end)
+        parameters_.claim(tensor, task.in_panel, task.out_panel, keeps_transposed_[index]);
+      backend.partial_gradient(task, part + arena_offset(task));
+    }
+  }
+  team.barrier();
+}
+
 // Optimizer, average and copies of one task's elements; without a gradient they are
 // frozen.
 template <class T>
@@ -259,8 +281,9 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
       return gradient_parts_.rows_of(batch.rows, team.rank(), team.size());
     };
     const auto ahead = [&](Team& team) {
-      gather(team, batch, kernels_, workspace);
-      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team, own_rows(team));
+      const Range own = own_rows(team);
+      gather(team, batch, kernels_, workspace, own);
+      CpuBackend<T> backend(plan_, parameters_, workspace, kernels_, team, own);
       Executor(backend).forward(pass);
     };
     // The gradient of the loss is in the workspace. The losses too unless they are the caller's.
@@ -283,12 +306,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
         return;
       }
       if (team.rank() == 0) committed = true;
-      if (apart) {
-        for (const UpdateTask& task : updates_)
-          if (!optimizer_.frozen(task.tensor))
-            backend.partial_gradient(task, gradient_parts_.part(team.rank()) + arena_offset(task));
-        team.barrier();
-      }
+      if (apart) partial_gradients(team, backend);
       alignas(64) T tile[kTile];
       for_own_parts(team, [&](std::int64_t u, Range panels) {
         const UpdateTask& task = updates_[u];

@@ -343,8 +343,8 @@ double row_weight(const Batch& batch, std::int64_t row) {
 }
 
 template <class T>
-void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
-            Workspace<T>& workspace) {
+void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels, Workspace<T>& workspace,
+            Range own) {
   const Data& data = *batch.data;
   const Panels<T> x = workspace.value(0);
   const Panels<T> targets{workspace.targets.data(), batch.rows,
@@ -371,17 +371,20 @@ void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
       for (std::int64_t r = rows.begin; r < rows.end; ++r)
         workspace.row_weights[r] = static_cast<T>(row_weight<T>(batch, row_of(r)));
   };
-  // Parts smaller than a row block: the copy of a small minibatch is worth sharing too.
-  const Range own = team.share(row_parts_of(batch.rows));
-  const std::int64_t end = std::min(own.end * kRowPart, batch.rows);
-  for (std::int64_t r = own.begin * kRowPart; r < end && !team.stop_requested(); r += kRowBlock)
-    copy({r, std::min(r + kRowBlock, end)});
-  team.barrier();
+  const bool apart = own.size() > 0;
+  if (!apart) {
+    // Parts smaller than a row block: the copy of a small minibatch is worth sharing too.
+    const Range parts = team.share(row_parts_of(batch.rows));
+    own = {parts.begin * kRowPart, std::min(parts.end * kRowPart, batch.rows)};
+  }
+  for (std::int64_t r = own.begin; r < own.end && !team.stop_requested(); r += kRowBlock)
+    copy({r, std::min(r + kRowBlock, own.end)});
+  if (!apart) team.barrier();
 }
 
 template double row_weight<float>(const Batch&, std::int64_t);
 template double row_weight<double>(const Batch&, std::int64_t);
-template void gather(Team&, const Batch&, const cpu::Kernels<float>&, Workspace<float>&);
-template void gather(Team&, const Batch&, const cpu::Kernels<double>&, Workspace<double>&);
+template void gather(Team&, const Batch&, const cpu::Kernels<float>&, Workspace<float>&, Range);
+template void gather(Team&, const Batch&, const cpu::Kernels<double>&, Workspace<double>&, Range);
 
 }  // namespace thalweg

@@ -160,10 +160,10 @@ double total_weight(const Batch& batch, RowOf row_of, double* blocks, int thread
 }
 
 // Collective: fills value(0), labels or targets, row weights and, in an order, row_index of the
-// workspace. ValueError for labels that the caller has changed to invalid ones since they were
-// checked.
+// workspace; with own rows, those alone and without a barrier. ValueError for labels that the
+// caller has changed to invalid ones since they were checked.
 template <class T>
-void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels,
-            Workspace<T>& workspace);
+void gather(Team& team, const Batch& batch, const cpu::Kernels<T>& kernels, Workspace<T>& workspace,
+            Range own = {});
 
 }  // namespace thalweg
