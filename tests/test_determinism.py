@@ -192,6 +192,23 @@ def test_threads_that_keep_to_columns_of_batch_norm_change_no_bits(
     )  # fmt: skip
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a pass")
+@pytest.mark.parametrize("batch_size", [64, 192, 448, 1000])
+def test_threads_that_share_inference_change_no_bits(batch_size: int) -> None:
+    """Passes whose rows some numbers of threads share, and others have to share every layer."""
+    x, y, w = data(1000)
+    states = {}
+    for threads in THREADS:
+        m = model(threads)
+        m.fit(x, y, epochs=1, batch_size=500, verbose=False)
+        states[threads] = (
+            m.predict(x, batch_size=batch_size).tobytes(),
+            m.predict_proba(x, batch_size=batch_size).tobytes(),
+            m.evaluate(x, y, sample_weight=w, batch_size=batch_size),
+        )
+    assert all(state == states[1] for state in states.values())
+
+
 def test_twenty_runs_give_one_result() -> None:
     x, y, w = data(200)
 

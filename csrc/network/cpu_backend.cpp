@@ -86,7 +86,7 @@ void CpuBackend<T>::begin_forward(const Pass& pass) {
   const Matrix input = value(0);
   if (input.pairs.columns)
     spread(input, kChunkUnits, [&](Range rows, Range panels) { round(input, rows, panels); });
-  if (plan_.states.empty()) return;
+  if (plan_.states.empty() || pass.prepared) return;
   if (plan_.has_weighted_batch_norm()) meet();
   team_.single([&] {
     if (pass.mode == Mode::kTraining) {

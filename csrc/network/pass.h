@@ -20,6 +20,9 @@ struct Pass {
   double total_weight = 0.0;   // sum of row weights, for weighted batch norm
   bool input_gradient = false;
   std::optional<bool> dropout;  // when it is not what the mode says; never in inference
+  // Of inference on the CPU: the workspace has what follows from the parameters alone, from the
+  // pass before.
+  bool prepared = false;
 
   bool drops() const { return dropout.value_or(mode == Mode::kTraining); }
 };

@@ -112,6 +112,9 @@ class CpuEngine final : public Engine<T> {
                           double scale) const;
 
   // cpu_engine.cpp
+  int inference_threads_for(std::int64_t rows) const {
+    return inference_threads(plan_, rows, threads_);
+  }
   int threads_for(std::int64_t rows, double passes) const {
     return thalweg::useful_threads(plan_, rows, passes, threads_);
   }

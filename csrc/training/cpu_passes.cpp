@@ -16,6 +16,13 @@ std::int64_t inference_rows(std::int64_t rows, std::int64_t batch_size) {
   return std::min(round_up(std::min(batch_size, rows), kRowBlock), rows);
 }
 
+// Of an inference pass, those that this thread takes through all layers without a barrier; none
+// when the threads share each layer.
+Range own_rows(const Team& team, std::int64_t rows) {
+  if (team.size() == 1 || !shares_rows(rows, team.size())) return {};
+  return rows_of_blocks(team.share(row_blocks_of(rows)), rows);
+}
+
 }  // namespace
 
 template <class T>
@@ -60,6 +67,7 @@ void CpuEngine<T>::infer(const ArrayView& x, std::int64_t batch_size, const Inte
   const Lease workspace(*this, chunk, false);
   Data data;
   data.x = x;
+  Pass pass;
   for (std::int64_t first = 0; first < x.rows; first += chunk) {
     Batch batch;
     batch.data = &data;
@@ -67,15 +75,17 @@ void CpuEngine<T>::infer(const ArrayView& x, std::int64_t batch_size, const Inte
     batch.rows = std::min(chunk, x.rows - first);
     workspace->set_rows(batch.rows);
     const bool interrupted = ThreadPool::shared().run(
-        threads_for(batch.rows, 1.0),
+        inference_threads_for(batch.rows),
         [&](Team& team) {
-          gather(team, batch, kernels_, *workspace);
-          CpuBackend<T> backend(plan_, parameters_, *workspace, kernels_, team);
-          Executor(backend).forward(Pass{});
+          const Range own = own_rows(team, batch.rows);
+          gather(team, batch, kernels_, *workspace, own);
+          CpuBackend<T> backend(plan_, parameters_, *workspace, kernels_, team, own);
+          Executor(backend).forward(pass);
           visit(team, *workspace, batch);
         },
         interrupt, Subnormals::kFlush);
     if (interrupted) throw Interrupted(concat("[", operation, "] interrupted"));
+    pass.prepared = true;
   }
 }
 
@@ -109,6 +119,7 @@ LossTotals CpuEngine<T>::evaluate(const Data& data, Targets targets, std::int64_
   const std::int64_t chunk = inference_rows(rows, batch_size);
   const Lease workspace(*this, chunk, false);
   LossTotals sum;
+  Pass pass;
   for (std::int64_t first = 0; first < rows; first += chunk) {
     Batch batch;
     batch.data = &data;
@@ -118,17 +129,19 @@ LossTotals CpuEngine<T>::evaluate(const Data& data, Targets targets, std::int64_
     batch.classes = plan_.out_features;
     workspace->set_rows(batch.rows);
     const bool interrupted = ThreadPool::shared().run(
-        threads_for(batch.rows, 1.0),
+        inference_threads_for(batch.rows),
         [&](Team& team) {
-          gather(team, batch, kernels_, *workspace);
-          CpuBackend<T> backend(plan_, parameters_, *workspace, kernels_, team);
+          const Range own = own_rows(team, batch.rows);
+          gather(team, batch, kernels_, *workspace, own);
+          CpuBackend<T> backend(plan_, parameters_, *workspace, kernels_, team, own);
           Executor executor(backend);
-          executor.forward(Pass{});
+          executor.forward(pass);
           if (!custom_loss)
-            executor.loss(Pass{}, {0.0, batch.weighted(), targets == Targets::kDense}, &sum);
+            executor.loss(pass, {0.0, batch.weighted(), targets == Targets::kDense}, &sum);
         },
         interrupt, Subnormals::kFlush);
     if (interrupted) throw Interrupted("[evaluate] interrupted");
+    pass.prepared = true;
     if (custom_loss) {
       for (std::int64_t r = 0; r < batch.rows; ++r) workspace->row_index[r] = first + r;
       const int output = plan_.value_holder(plan_.output, true);

@@ -25,12 +25,37 @@ std::unique_ptr<Engine<T>> make_engine([[maybe_unused]] const std::string& devic
   return std::make_unique<CpuEngine<T>>(plan, threads);
 }
 
-int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threads) {
-  // A thread is worth waking for about 5 microseconds of work per phase.
+namespace {
+
+// A thread is worth waking for about 5 microseconds of work per phase.
+int threads_for_flops(double flops, int phases, int threads) {
   constexpr double kFlopsPerPhase = 5e5;
-  const double flops = passes * plan.flops_per_row * static_cast<double>(rows);
-  const double useful = flops / (kFlopsPerPhase * std::max(1, plan.phases));
+  const double useful = flops / (kFlopsPerPhase * std::max(1, phases));
   return static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads)));
+}
+
+}  // namespace
+
+int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threads) {
+  const double flops = passes * plan.flops_per_row * static_cast<double>(rows);
+  return threads_for_flops(flops, plan.phases, threads);
+}
+
+int inference_threads(const Plan& plan, std::int64_t rows, int threads) {
+  const double flops = plan.flops_per_row * static_cast<double>(rows);
+  int sharing_rows = threads_for_flops(flops, 1, threads);
+  while (!shares_rows(rows, sharing_rows)) --sharing_rows;
+  const auto runs = [](const Node& node) {
+    return node.kind != NodeKind::kDropout && !node.statistics_from_dense;
+  };
+  const auto phases = std::count_if(plan.nodes.begin(), plan.nodes.end(), runs);
+  return std::max(sharing_rows, threads_for_flops(flops, static_cast<int>(phases), threads));
+}
+
+bool shares_rows(std::int64_t rows, int threads) {
+  const std::int64_t blocks = row_blocks_of(rows);
+  return threads == 1 ||
+         (blocks >= threads && 8 * ceil_div(blocks, threads) * threads <= 9 * blocks);
 }
 
 double loss_scale_divisor(const Plan& plan) {

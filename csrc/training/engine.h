@@ -160,6 +160,10 @@ std::unique_ptr<Engine<T>> make_engine(const std::string& device, const Plan& pl
 
 // Of `threads`, those that `passes` passes over that many rows make use of on the CPU.
 int useful_threads(const Plan& plan, std::int64_t rows, double passes, int threads);
+// The same for one inference pass, whose threads keep to rows of their own where shares_rows().
+int inference_threads(const Plan& plan, std::int64_t rows, int threads);
+// Whether so many threads get nearly equal shares of the row blocks.
+bool shares_rows(std::int64_t rows, int threads);
 // What multiplies sum(w loss) of rows with that total weight to give the reduced loss.
 double loss_scale(const Plan& plan, double weight);
 // It is 1 / (weight * divisor), or 1 for the divisor 0.
