@@ -87,7 +87,7 @@ void CpuBackend<T>::begin_forward(const Pass& pass) {
   if (input.pairs.columns)
     spread(input, kChunkUnits, [&](Range rows, Range panels) { round(input, rows, panels); });
   if (plan_.states.empty() || pass.prepared) return;
-  if (plan_.has_weighted_batch_norm()) meet();
+  if (plan_.has_weighted_batch_norm()) meet();  // the row weights of all threads
   team_.single([&] {
     if (pass.mode == Mode::kTraining) {
       const std::int64_t rows = workspace_.rows();

@@ -16,8 +16,8 @@ std::int64_t inference_rows(std::int64_t rows, std::int64_t batch_size) {
   return std::min(round_up(std::min(batch_size, rows), kRowBlock), rows);
 }
 
-// Of an inference pass, those that this thread takes through all layers without a barrier; none
-// when the threads share each layer.
+// Of an inference pass, those that this thread takes through all layers without a barrier: the row
+// blocks that Team::for_each would give it; none when the threads share each layer.
 Range own_rows(const Team& team, std::int64_t rows) {
   if (team.size() == 1 || !shares_rows(rows, team.size())) return {};
   return rows_of_blocks(team.share(row_blocks_of(rows)), rows);
