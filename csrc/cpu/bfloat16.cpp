@@ -55,7 +55,7 @@ void round_to_bfloat16(const BfloatPanels& out, Panels<float> x, Range rows, Ran
         for (std::int64_t i = 0; i < kTile; ++i) whole[i] = i < valid ? tile[i] : 0.0f;
         tile = whole;
       }
-      transpose_tile(tile, turned);
+      transpose_tile(tile, kPanel, kPanel, turned);
       pair_columns(turned, kPanel, out.transposed + chunk + r * kPairs);
     }
   }

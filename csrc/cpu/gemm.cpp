@@ -5,6 +5,7 @@
 #include "cpu/amx.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/operations.h"
+#include "cpu/panel_loops.h"
 #include "math/activations.h"
 
 namespace thalweg::cpu {
@@ -175,14 +176,6 @@ void multiply_group(BlockArguments<T, E> block, std::int64_t depth, std::int64_t
 template <class T>
 T* advance(T* pointer, std::int64_t offset) {
   return pointer ? pointer + offset : nullptr;
-}
-
-template <class T>
-void zero_columns(T* c, std::int64_t rows, std::int64_t first) {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t j = first; j < kPanel; j += Vec<T>::kLanes)
-      Vec<T>::zero().store(c + r * kPanel + j);
-  }
 }
 
 // Rows [row, row + rows) of panel p of C, within one row block. `a` and `b` are the factors of all

@@ -234,7 +234,8 @@ struct Kernels {
   // sum is the tree that kGradientRows tells of; so is that of column_sum.
   void (*wgrad_tile)(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                      std::int64_t rows, bool accumulate, T* tile);
-  void (*transpose_tile)(const T* tile, T* transposed);
+  // Of so many rows and columns of the tile, rounded up to whole vectors.
+  void (*transpose_tile)(const T* tile, std::int64_t rows, std::int64_t columns, T* transposed);
   // ---- products of bfloat16 numbers with sums in float32
   // tile[i][j] (+)= sum over rows; x is a panel of BfloatPanels::transposed, dy one of ::rows.
   void (*wgrad_tile_bfloat16)(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,

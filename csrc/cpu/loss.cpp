@@ -20,41 +20,59 @@ struct Strip {
   double shifted_sum[kStrip];    // sum of z_j - maximum
 };
 
-// tile[j][i] = x(first + i, 32 p + j) for `count` rows, zero beyond them.
-template <class T>
-void load_strip(Panels<const T> x, std::int64_t p, std::int64_t first, std::int64_t count,
-                T* tile) {
-  if (count == kPanel) return transpose_tile(x.row(p, first), tile);
-  T rows[kTile] = {};
-  const T* const from = x.row(p, first);
-  for (std::int64_t i = 0; i < count * kPanel; ++i) rows[i] = from[i];
-  transpose_tile(rows, tile);
-}
+// One panel of a strip, transposed: at[j * kPanel + i] is element (first + i, 32 p + j).
+template <class T, std::int64_t kStrip>
+class StripTile {
+ public:
+  alignas(64) T at[kTile];
 
-// The inverse; the lanes of the panel are all stored.
-template <class T>
-void store_strip(const T* tile, Panels<T> x, std::int64_t p, std::int64_t first,
-                 std::int64_t count) {
-  if (count == kPanel) return transpose_tile(tile, x.row(p, first));
-  T rows[kTile];
-  transpose_tile(tile, rows);
-  T* const to = x.row(p, first);
-  for (std::int64_t i = 0; i < count * kPanel; ++i) to[i] = rows[i];
-}
+  // Zero beyond `count` rows.
+  void load(Panels<const T> x, std::int64_t p, std::int64_t first, std::int64_t count) {
+    if (panel_ == p) return;
+    panel_ = p;
+    const T* from = x.row(p, first);
+    alignas(64) T rows[kStrip * kPanel];
+    if (count < kStrip) {
+      for (std::int64_t i = 0; i < count * kPanel; ++i) rows[i] = from[i];
+      for (std::int64_t i = count * kPanel; i < kStrip * kPanel; ++i) rows[i] = T(0);
+      from = rows;
+    }
+    transpose_tile(from, kStrip, x.lanes(p), at);
+  }
+
+  // All lanes of the panel, zero past the width.
+  void store(Panels<T> x, std::int64_t p, std::int64_t first, std::int64_t count) {
+    const std::int64_t lanes = x.lanes(p);
+    const std::int64_t whole = round_up(lanes, Vec<T>::kLanes);
+    zero_columns(at + lanes * kPanel, whole - lanes, 0);
+    T* const to = x.row(p, first);
+    alignas(64) T rows[kStrip * kPanel];
+    T* const transposed = count < kStrip ? rows : to;
+    transpose_tile(at, whole, kStrip, transposed);
+    zero_columns(transposed, kStrip, whole);
+    if (transposed == to) return;
+    for (std::int64_t i = 0; i < count * kPanel; ++i) to[i] = rows[i];
+  }
+
+  // After a change of the elements.
+  void forget() { panel_ = -1; }
+
+ private:
+  std::int64_t panel_ = -1;
+};
 
 template <std::int64_t kStrip, class T>
-void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count, T* maximum,
-                 FloatBits<T>* argmax) {
+void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count,
+                 StripTile<T, kStrip>& tile, T* maximum, FloatBits<T>* argmax) {
   for (std::int64_t i = 0; i < kStrip; ++i) {
     maximum[i] = -static_cast<T>(__builtin_inf());
     argmax[i] = 0;
   }
-  T tile[kTile];
   for (std::int64_t p = 0; p < z.panels(); ++p) {
-    load_strip(z, p, first, count, tile);
+    tile.load(z, p, first, count);
     for (std::int64_t j = 0; j < z.lanes(p); ++j) {
       const auto column = static_cast<FloatBits<T>>(p * kPanel + j);
-      const T* const x = tile + j * kPanel;
+      const T* const x = tile.at + j * kPanel;
       for (std::int64_t i = 0; i < kStrip; ++i) {
         const T before = maximum[i];
         const T now = cross_entropy::row_maximum(before, x[i]);
@@ -68,15 +86,15 @@ void find_maxima(Panels<const T> z, std::int64_t first, std::int64_t count, T* m
 // Fills everything but the maxima from them. All exponentials go to `e` unless its data is null.
 template <class T, std::int64_t kStrip>
 void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
-                      const FloatBits<T>* labels, Panels<T> e, Strip<T, kStrip>& strip) {
+                      StripTile<T, kStrip>& tile, const FloatBits<T>* labels, Panels<T> e,
+                      Strip<T, kStrip>& strip) {
   for (std::int64_t i = 0; i < kStrip; ++i) {
     strip.others[i] = strip.label_exponential[i] = 0.0;
     strip.label_shifted[i] = strip.shifted_sum[i] = 0.0;
   }
-  T tile[kTile];
   for (std::int64_t p = 0; p < z.panels(); ++p) {
     const std::int64_t lanes = z.lanes(p);
-    load_strip(z, p, first, count, tile);
+    tile.load(z, p, first, count);
     // Sums of at most 32 terms; across panels they are double.
     T others[kStrip] = {};
     T label_exponential[kStrip] = {};
@@ -84,7 +102,7 @@ void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
     T shifted_sum[kStrip] = {};
     for (std::int64_t j = 0; j < lanes; ++j) {
       const auto column = static_cast<FloatBits<T>>(p * kPanel + j);
-      T* const x = tile + j * kPanel;
+      T* const x = tile.at + j * kPanel;
       T shifted[kStrip];
       for (std::int64_t i = 0; i < kStrip; ++i) shifted[i] = x[i] - strip.maximum[i];
       for (std::int64_t i = 0; i < kStrip; ++i) {
@@ -106,10 +124,8 @@ void sum_exponentials(Panels<const T> z, std::int64_t first, std::int64_t count,
       strip.label_shifted[i] += static_cast<double>(label_shifted[i]);
       strip.shifted_sum[i] += static_cast<double>(shifted_sum[i]);
     }
-    if (e.data) {
-      for (std::int64_t i = lanes * kPanel; i < kTile; ++i) tile[i] = T(0);
-      store_strip(tile, e, p, first, count);
-    }
+    tile.forget();
+    if (e.data) tile.store(e, p, first, count);
   }
 }
 
@@ -122,34 +138,24 @@ double weight_of(const Loss<T>& problem, std::int64_t r) {
   return problem.row_weights ? static_cast<double>(problem.row_weights[r]) : 1.0;
 }
 
-// The sums of a strip's rows. They reach memory once: the parts of other threads share its lines.
-template <class T, std::int64_t kStrip>
-class StripSums {
- public:
-  StripSums(const Loss<T>& problem, std::int64_t first, std::int64_t count)
-      : problem_(problem), first_(first), count_(count) {}
-  ~StripSums() {
-    for (std::int64_t b = 0; b < row_parts_of(count_); ++b)
-      problem_.parts[first_ / kRowPart + b] = parts_[b];
+// The sums over the rows of a strip, which are hits where the outputs' first maximum is that of the
+// target. They reach memory once: the parts of other threads share its lines.
+template <class T>
+void sum_parts(const Loss<T>& problem, std::int64_t first, std::int64_t count, const double* loss,
+               const FloatBits<T>* argmax, const FloatBits<T>* target) {
+  for (std::int64_t begin = 0; begin < count; begin += kRowPart) {
+    const std::int64_t end = begin + kRowPart < count ? begin + kRowPart : count;
+    PartLoss part;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const double weight = weight_of(problem, first + i);
+      part.loss += weight * loss[i];
+      const FloatBits<double> hit = -static_cast<FloatBits<double>>(argmax[i] == target[i]);
+      part.hits += from_bits<double>(to_bits(weight) & hit);
+      part.weight += weight;
+    }
+    problem.parts[(first + begin) / kRowPart] = part;
   }
-  StripSums(const StripSums&) = delete;
-  StripSums& operator=(const StripSums&) = delete;
-
-  // Row first + i.
-  void add(std::int64_t i, double loss, bool hit) {
-    PartLoss& part = parts_[i / kRowPart];
-    const double weight = weight_of(problem_, first_ + i);
-    part.loss += weight * loss;
-    part.hits += hit ? weight : 0.0;
-    part.weight += weight;
-  }
-
- private:
-  const Loss<T>& problem_;
-  std::int64_t first_;
-  std::int64_t count_;
-  PartLoss parts_[kStrip / kRowPart];
-};
+}
 
 template <class T>
 T& element(Panels<T> x, std::int64_t r, std::int64_t column) {
@@ -167,9 +173,10 @@ void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count)
   for (std::int64_t i = 0; i < kStrip; ++i) {
     labels[i] = i < count ? static_cast<FloatBits<T>>(problem.labels[first + i]) : 0;
   }
+  StripTile<T, kStrip> tile;
   Strip<T, kStrip> strip;
-  find_maxima<kStrip>(z, first, count, strip.maximum, strip.argmax);
-  sum_exponentials(z, first, count, labels, gradient, strip);
+  find_maxima(z, first, count, tile, strip.maximum, strip.argmax);
+  sum_exponentials(z, first, count, tile, labels, gradient, strip);
   double loss[kStrip];
   double inverse_sum[kStrip];
   for (std::int64_t i = 0; i < kStrip; ++i) {
@@ -184,10 +191,7 @@ void label_strip(const Loss<T>& problem, std::int64_t first, std::int64_t count)
                                                    strip.shifted_sum[i], classes);
     }
   }
-  StripSums<T, kStrip> sums(problem, first, count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    sums.add(i, loss[i], strip.argmax[i] == labels[i]);
-  }
+  sum_parts(problem, first, count, loss, strip.argmax, labels);
   if (!gradient.data) return;
   const T label_target = static_cast<T>(cross_entropy::smoothed_target(true, smoothing, classes));
   const T other_target = static_cast<T>(cross_entropy::smoothed_target(false, smoothing, classes));
@@ -219,27 +223,27 @@ void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t 
   const T uniform = static_cast<T>(problem.label_smoothing / static_cast<double>(z.width));
   FloatBits<T> labels[kStrip];
   for (auto& label : labels) label = kNoLabel<T>;
+  StripTile<T, kStrip> tile;
   Strip<T, kStrip> strip;
-  find_maxima<kStrip>(z, first, count, strip.maximum, strip.argmax);
-  sum_exponentials(z, first, count, labels, gradient, strip);
+  find_maxima(z, first, count, tile, strip.maximum, strip.argmax);
+  sum_exponentials(z, first, count, tile, labels, gradient, strip);
   T target_maximum[kStrip];
   FloatBits<T> target_argmax[kStrip];
-  find_maxima<kStrip>(problem.targets, first, count, target_maximum, target_argmax);
+  StripTile<T, kStrip> targets;
+  find_maxima(problem.targets, first, count, targets, target_maximum, target_argmax);
 
   T log_sum[kStrip];
   double loss[kStrip] = {};
   double target_sum[kStrip] = {};
   for (std::int64_t i = 0; i < kStrip; ++i) log_sum[i] = static_cast<T>(log(strip.others[i]));
-  T tile[kTile];
-  T targets[kTile];
   for (std::int64_t p = 0; p < z.panels(); ++p) {
-    load_strip(z, p, first, count, tile);
-    load_strip(problem.targets, p, first, count, targets);
+    tile.load(z, p, first, count);
+    targets.load(problem.targets, p, first, count);
     T panel_loss[kStrip] = {};
     T panel_sum[kStrip] = {};
     for (std::int64_t j = 0; j < z.lanes(p); ++j) {
-      const T* const x = tile + j * kPanel;
-      const T* const t = targets + j * kPanel;
+      const T* const x = tile.at + j * kPanel;
+      const T* const t = targets.at + j * kPanel;
       for (std::int64_t i = 0; i < kStrip; ++i) {
         const T target = madd(keep, t[i], uniform);
         panel_loss[i] +=
@@ -252,11 +256,10 @@ void probability_strip(const Loss<T>& problem, std::int64_t first, std::int64_t 
       target_sum[i] += static_cast<double>(panel_sum[i]);
     }
   }
-  StripSums<T, kStrip> sums(problem, first, count);
+  sum_parts(problem, first, count, loss, strip.argmax, target_argmax);
+  if (!gradient.data) return;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t r = first + i;
-    sums.add(i, loss[i], strip.argmax[i] == target_argmax[i]);
-    if (!gradient.data) continue;
     const T factor = static_cast<T>(problem.gradient_scale * weight_of(problem, r));
     const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);
     const T total = static_cast<T>(target_sum[i]);
@@ -334,9 +337,10 @@ void tangent_strip(const LossTangent<T>& problem, std::int64_t first, std::int64
   const Panels<T> out = problem.gradient_tangent;
   FloatBits<T> labels[kStrip];
   for (auto& label : labels) label = kNoLabel<T>;
+  StripTile<T, kStrip> tile;
   Strip<T, kStrip> strip;
-  find_maxima<kStrip>(z, first, count, strip.maximum, strip.argmax);
-  sum_exponentials(z, first, count, labels, out, strip);
+  find_maxima(z, first, count, tile, strip.maximum, strip.argmax);
+  sum_exponentials(z, first, count, tile, labels, out, strip);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t r = first + i;
     const double inverse_sum = 1.0 / strip.others[i];
@@ -430,9 +434,10 @@ void softmax(Panels<const T> logits, Panels<T> probabilities, Range rows) {
   for_strips(rows, [&]<std::int64_t kStrip>(std::int64_t first, std::int64_t count) {
     FloatBits<T> labels[kStrip];
     for (auto& label : labels) label = kNoLabel<T>;
+    StripTile<T, kStrip> tile;
     Strip<T, kStrip> strip;
-    find_maxima<kStrip>(logits, first, count, strip.maximum, strip.argmax);
-    sum_exponentials(logits, first, count, labels, probabilities, strip);
+    find_maxima(logits, first, count, tile, strip.maximum, strip.argmax);
+    sum_exponentials(logits, first, count, tile, labels, probabilities, strip);
     for (std::int64_t i = 0; i < count; ++i) {
       const T inverse_sum = static_cast<T>(1.0 / strip.others[i]);
       for (std::int64_t p = 0; p < logits.panels(); ++p) {

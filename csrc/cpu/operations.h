@@ -30,7 +30,7 @@ void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const Bfloat
 void pair_rows(const float* panel, std::int64_t rows, BfloatPair* pairs);
 void round_to_bfloat16(const BfloatPanels& out, Panels<float> x, Range rows, Range panels);
 template <class T>
-void transpose_tile(const T* tile, T* transposed);
+void transpose_tile(const T* tile, std::int64_t rows, std::int64_t columns, T* transposed);
 template <class T>
 void column_sum(const T* panel, std::int64_t rows, std::int64_t lanes, bool accumulate, T* out);
 

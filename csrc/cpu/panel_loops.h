@@ -9,6 +9,14 @@
 namespace thalweg::cpu {
 inline namespace TW_ISA {
 
+// Zeros in all columns of a panel from `first`, a multiple of a vector, on. Not row by row: g++
+// would call memset for each.
+template <class T>
+TW_INLINE void zero_columns(T* panel, std::int64_t rows, std::int64_t first) {
+  for (std::int64_t j = first; j < kPanel; j += Vec<T>::kLanes)
+    for (std::int64_t r = 0; r < rows; ++r) Vec<T>::zero().store(panel + r * kPanel + j);
+}
+
 // out[r][j] = f(r, j) for `rows` rows of a panel; zero in the lanes past `lanes`. f may read any
 // matrix at (r, j), `out` included.
 template <class T, class F>

@@ -5,6 +5,7 @@
 #include "cpu/amx.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/operations.h"
+#include "cpu/panel_loops.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
@@ -18,7 +19,7 @@ struct BlockArguments {
   const E* dy;
   std::int64_t rows;  // of dy's factors; pairs: whole chunks
   T* tile;
-  bool add;             // to what the tile holds
+  bool add;             // to what the tile holds, zero past its lanes
   std::int64_t column;  // of the block within the tile
   std::int64_t lanes;   // valid columns of the tile
 };
@@ -128,10 +129,9 @@ void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t d
       multiply_group<T, E, 1>(group, x_lanes);
     }
   }
-  for (std::int64_t i = 0; i < kPanel; ++i) {
-    for (std::int64_t j = i < x_lanes ? vectors * kLanes : 0; j < kPanel; j += kLanes)
-      Vec<T>::zero().store(tile + i * kPanel + j);
-  }
+  if (add) return;
+  zero_columns(tile, x_lanes, vectors * kLanes);
+  zero_columns(tile + x_lanes * kPanel, kPanel - x_lanes, 0);
 }
 
 // In a tile of [rows, columns].
@@ -152,7 +152,8 @@ void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_l
       const std::int64_t at = part.begin * kPanel;
       multiply_tile(dy + at, dy_lanes, x + at, x_lanes, part.size(), add, sums);
     });
-    return transpose_tile(transposed, tile);
+    transpose_tile(transposed, dy_lanes, kPanel, tile);
+    return zero_columns(tile, kPanel, round_up(dy_lanes, Vec<T>::kLanes));
   }
   sum_over_rows<kTile>({0, rows}, accumulate, tile, [=](Range part, bool add, T* sums) {
     const std::int64_t at = part.begin * kPanel;
@@ -176,9 +177,9 @@ void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const Bfloat
 }
 
 template <class T>
-void transpose_tile(const T* tile, T* transposed) {
-  for (std::int64_t i = 0; i < kPanel; i += Vec<T>::kLanes) {
-    for (std::int64_t j = 0; j < kPanel; j += Vec<T>::kLanes) {
+void transpose_tile(const T* tile, std::int64_t rows, std::int64_t columns, T* transposed) {
+  for (std::int64_t i = 0; i < rows; i += Vec<T>::kLanes) {
+    for (std::int64_t j = 0; j < columns; j += Vec<T>::kLanes) {
       transpose_square(tile + i * kPanel + j, transposed + j * kPanel + i);
     }
   }
@@ -217,7 +218,7 @@ void column_sum(const T* panel, std::int64_t rows, std::int64_t lanes, bool accu
 #define TW_INSTANTIATE(T)                                                                      \
   template void wgrad_tile(const T*, std::int64_t, const T*, std::int64_t, std::int64_t, bool, \
                            T*);                                                                \
-  template void transpose_tile(const T*, T*);                                                  \
+  template void transpose_tile(const T*, std::int64_t, std::int64_t, T*);                      \
   template void column_sum(const T*, std::int64_t, std::int64_t, bool, T*);
 TW_INSTANTIATE(float)
 TW_INSTANTIATE(double)

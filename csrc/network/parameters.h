@@ -113,7 +113,10 @@ struct Parameters {
     const std::int64_t at = (out_panel * panels_of(weight.in) + in_panel) * kTile;
     const std::int64_t to =
         weight.transposed_offset + (in_panel * panels_of(weight.out) + out_panel) * kTile;
-    kernels.transpose_tile(values.data() + weight.offset + at, transposed.data() + to);
+    // The rows of the copy past the width stay zero.
+    const std::int64_t columns = std::min(kPanel, weight.out - out_panel * kPanel);
+    kernels.transpose_tile(values.data() + weight.offset + at, kPanel, columns,
+                           transposed.data() + to);
     if constexpr (std::is_same_v<T, float>) {
       if (pairs.size() > 0)
         kernels.pair_rows(transposed.data() + to, kPanel, transposed_pairs.data() + to / 2);
