@@ -86,6 +86,9 @@ class CpuEngine final : public Engine<T> {
   void reserve_workspace(std::int64_t rows);
   // Of a vector, only `panels`; the gradient begins with them.
   std::int64_t apply(const UpdateTask& task, Range panels, const T* gradient);
+  // f(tensor, its first task, number of its tasks) for all tensors, in the order of the tasks.
+  template <class F>
+  void for_tensors(F&& f) const;
   // f(index of a task, panels) for this thread's tasks; the panels of a vector are shared, too.
   template <class F>
   void for_own_parts(Team& team, F&& f) const;

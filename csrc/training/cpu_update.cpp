@@ -69,12 +69,20 @@ std::int64_t CpuEngine<T>::arena_count(const UpdateTask& task) const {
 
 template <class T>
 template <class F>
-void CpuEngine<T>::for_own_parts(Team& team, F&& f) const {
+void CpuEngine<T>::for_tensors(F&& f) const {
   const auto tasks = static_cast<std::int64_t>(updates_.size());
   for (std::int64_t first = 0, count; first < tasks; first += count) {
     const int index = updates_[first].tensor;
+    count = plan_.tensors[index].tiles();
+    f(index, first, count);
+  }
+}
+
+template <class T>
+template <class F>
+void CpuEngine<T>::for_own_parts(Team& team, F&& f) const {
+  for_tensors([&](int index, std::int64_t first, std::int64_t count) {
     const Tensor& tensor = plan_.tensors[index];
-    count = tensor.tiles();
     if (tensor.is_weight()) {
       const Range own = update_share(team, index, count);
       for (std::int64_t t = own.begin; t < own.end; ++t) f(first + t, Range{});
@@ -82,19 +90,16 @@ void CpuEngine<T>::for_own_parts(Team& team, F&& f) const {
       const Range own = update_share(team, index, panels_of(tensor.out));
       if (own.size() > 0) f(first, own);
     }
-  }
+  });
 }
 
 template <class T>
 template <class F>
 void CpuEngine<T>::for_own_tasks(Team& team, F&& f) const {
-  const auto tasks = static_cast<std::int64_t>(updates_.size());
-  for (std::int64_t first = 0, count; first < tasks; first += count) {
-    const int tensor = updates_[first].tensor;
-    count = plan_.tensors[tensor].tiles();
-    const Range own = update_share(team, tensor, count);
+  for_tensors([&](int index, std::int64_t first, std::int64_t count) {
+    const Range own = update_share(team, index, count);
     for (std::int64_t t = own.begin; t < own.end && !team.stop_requested(); ++t) f(first + t);
-  }
+  });
   team.barrier();
 }
 
@@ -103,12 +108,9 @@ void CpuEngine<T>::for_own_tasks(Team& team, F&& f) const {
 template <class T>
 void CpuEngine<T>::partial_gradients(Team& team, CpuBackend<T>& backend) {
   T* const part = gradient_parts_.part(team.rank());
-  const auto tasks = static_cast<std::int64_t>(updates_.size());
-  for (std::int64_t first = 0, count; first < tasks; first += count) {
-    const int index = updates_[first].tensor;
+  for_tensors([&](int index, std::int64_t first, std::int64_t count) {
+    if (optimizer_.frozen(index)) return;
     const Tensor& tensor = plan_.tensors[index];
-    count = tensor.tiles();
-    if (optimizer_.frozen(index)) continue;
     const Range own = tensor.is_weight() ? update_share(team, index, count) : Range{};
     for (std::int64_t t = 0; t < count; ++t) {
       const UpdateTask& task = updates_[first + t];
@@ -116,7 +118,7 @@ void CpuEngine<T>::partial_gradients(Team& team, CpuBackend<T>& backend) {
         parameters_.claim(tensor, task.in_panel, task.out_panel, keeps_transposed_[index]);
       backend.partial_gradient(task, part + arena_offset(task));
     }
-  }
+  });
   team.barrier();
 }
 
