@@ -496,12 +496,14 @@ def page(rows: Sequence[Row]) -> str:
 def _of_last_machine(rows: Iterable[Row]) -> list[Row]:
     """Training steps of the machine measured last: one row per number of threads, case and batch.
 
-    It is the newest quiet one, or the newest noisy one where no other is.
+    It is the newest quiet one of near processors. Noisy ones count where none is quiet, those of
+    far processors where none is near.
     """
     steps = [row for row in rows if row["kind"] == "step" and _precision(row) == "highest"]
     steps = [row for row in steps if "thalweg" in row["peers"]]
     steps = [row for row in steps if _setting(row) == _setting(steps[-1])]
-    steps.sort(key=lambda row: not row["noisy"])  # keeps the order by date
+    # Keeps the order by date.
+    steps.sort(key=lambda row: (not row["noisy"], row.get("placement") == "near"))
     chosen = {(row["threads"], row["case"], row["batch"]): row for row in steps}
     return [chosen[key] for key in sorted(chosen)]
 

@@ -201,12 +201,14 @@ def test_the_readme_shows_the_machine_measured_last(row: dict[str, Any], tmp_pat
     Results(first).add(of_machine(row, "old", 2, batch=256, threads=2))
     results.add(of_machine(row, "new", 3, threads=2, noisy=True, title="other"))
     assert shown() == [("c: other (noisy)", "32", "2")]  # there is nothing else
-    results.add(of_machine(row, "new", 4, threads=2, placement="near", title="quiet"))
-    results.add(of_machine(row, "new", 5, threads=2, placement="mixed", title="quiet, newer"))
+    results.add(of_machine(row, "new", 3, threads=2, placement="far", title="far"))
+    assert shown() == [("c: far", "32", "2")]
+    results.add(of_machine(row, "new", 4, threads=2, placement="near", title="near"))
+    results.add(of_machine(row, "new", 5, threads=2, placement="far", title="far, newer"))
     results.add(of_machine(row, "new", 6, threads=2, placement="near", noisy=True, title="noisy"))
     results.add(of_machine(row, "new", 7, threads=1))
     results.add(of_machine(row, "new", 8, batch=256, threads=2, title="quiet"))
-    assert shown() == [("c: quiet, newer", "32", "2"), ("c: quiet", "256", "2")]
+    assert shown() == [("c: near", "32", "2"), ("c: quiet", "256", "2")]
     chosen = table._of_last_machine(read(first) + read(second))  # what the picture shows
     assert [(r["threads"], r["batch"]) for r in chosen] == [(1, 32), (2, 32), (2, 256)]
     assert {r["hardware"]["processor"] for r in chosen} == {"new"}
