@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -507,10 +508,21 @@ void test_wgrad(const Kernels<T>& kernels) {
   Buffer<T> tile(kTile);
   Buffer<T> transposed(kTile);
   for (int64_t i = 0; i < kTile; ++i) tile[i] = static_cast<T>(i);
-  kernels.transpose_tile(tile.data(), transposed.data());
-  bool good = transposed.intact();
-  for (int64_t i = 0; i < kTile; ++i) {
-    good = good && transposed[i] == tile[i % kPanel * kPanel + i / kPanel];
+  bool good = true;
+  for (const auto& [rows, columns] :
+       {std::pair{kPanel, kPanel}, {int64_t{16}, int64_t{10}}, {kPanel, int64_t{1}}}) {
+    for (int64_t i = 0; i < kTile; ++i) transposed[i] = T(-1);
+    kernels.transpose_tile(tile.data(), rows, columns, transposed.data());
+    good = good && transposed.intact();
+    for (int64_t j = 0; j < kPanel; ++j) {
+      for (int64_t i = 0; i < kPanel; ++i) {
+        const T found = transposed[j * kPanel + i];
+        const bool asked = i < rows && j < columns;
+        // No vector is longer than 16.
+        const bool rounded = i < round_up(rows, 16) && j < round_up(columns, 16);
+        good = good && (found == tile[i * kPanel + j] ? rounded : !asked && found == T(-1));
+      }
+    }
   }
   check(good, "transpose_tile");
 }
