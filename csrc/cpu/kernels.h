@@ -232,6 +232,7 @@ struct Kernels {
   void (*gemm)(const Gemm<T>& problem, Range rows, Range panels);  // rows begin at a row block
   // tile[i][j] (+)= sum over rows of x[r][i] * dy[r][j]; x and dy at the first row of a panel. The
   // sum is the tree that kGradientRows tells of; so is that of column_sum.
+  // A tile that is added to is zero past its lanes.
   void (*wgrad_tile)(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                      std::int64_t rows, bool accumulate, T* tile);
   // Of so many rows and columns of the tile, rounded up to whole vectors.
