@@ -139,6 +139,31 @@ def test_threads_that_keep_to_their_rows_change_no_bits(
     )  # fmt: skip
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="how the CPU makes gradients of many rows")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "float64"}, {"matmul_precision": "medium"}],
+    ids=lambda options: next(iter(options), "float32"),
+)
+@pytest.mark.parametrize("batch_size", [1025, 2400])
+def test_gradients_in_groups_of_tiles_change_no_bits(
+    options: dict[str, Any], batch_size: int
+) -> None:
+    """A limit that clips nothing keeps gradient and optimizer apart, and so makes groups."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((2400, 200)).astype(np.float32)
+    y = rng.integers(0, CLASSES, len(x))
+    states = []
+    for clip_norm, threads in ((None, 1), (1e9, 1), (1e9, 2), (1e9, 3)):
+        m = tw.Model(
+            [nn.Dense(170), nn.BatchNorm(), nn.ReLU(), nn.Dense(140), nn.ReLU(), nn.Dense(CLASSES)],
+            200, optimizer=optim.Momentum(0.05), clip_norm=clip_norm, threads=threads, **options,
+        )  # fmt: skip
+        m.fit(x, y, epochs=2, batch_size=batch_size, verbose=False)
+        states.append(snapshot(m))
+    assert all(state == states[0] for state in states)
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="how threads of the CPU divide a minibatch")
 @pytest.mark.parametrize("loss", ["cross_entropy", "probabilities", "squared_error", "bfloat16"])
 @pytest.mark.parametrize("batch_size", [17, 32, 50, 90])

@@ -20,6 +20,7 @@
 #include "core/arena.h"
 #include "core/pack.h"
 #include "core/thread_pool.h"
+#include "cpu/weight_gradient.h"
 #include "math/optimizers.h"
 
 #if defined(TW_BENCH_OPENBLAS)
@@ -127,18 +128,22 @@ void gemm(Form form, std::int64_t rows, std::int64_t in, std::int64_t out, doubl
   problem.b = form == Form::kForward ? weight.data() : transposed.data();
   problem.c = result.view;
   std::vector<Contender> contenders;
-  contenders.push_back({"thalweg", [&] {
-                          if (form == Form::kWeightGradient) {
-                            for (std::int64_t k = 0; k < panels_of(in); ++k)
-                              for (std::int64_t o = 0; o < panels_of(out); ++o)
-                                kernels.wgrad_tile(
-                                    x_panels.view.panel(k), x_panels.view.lanes(k),
-                                    dy_panels.view.panel(o), dy_panels.view.lanes(o), rows, false,
-                                    gradient.data() + (o * panels_of(in) + k) * kTile);
-                            return;
-                          }
-                          kernels.gemm(problem, {0, rows}, {0, result.view.panels()});
-                        }});
+  contenders.push_back(
+      {"thalweg", [&] {
+         if (form == Form::kWeightGradient) {
+           const auto& left = x_panels.view;
+           const auto& right = dy_panels.view;
+           return cpu::weight_gradient(
+               kernels, rows, left.panels(), {0, left.panels() * right.panels()}, false,
+               gradient.data(), [] { return false; },
+               [&](Range part, std::int64_t k, std::int64_t o, bool add, float* tile) {
+                 kernels.wgrad_tile(left.row(k, part.begin), left.lanes(k),
+                                    right.row(o, part.begin), right.lanes(o), part.size(), add,
+                                    tile);
+               });
+         }
+         kernels.gemm(problem, {0, rows}, {0, result.view.panels()});
+       }});
 
   std::vector<float> c(static_cast<std::size_t>(std::max({rows * out, rows * in, out * in})));
 #if defined(TW_BENCH_OPENBLAS)

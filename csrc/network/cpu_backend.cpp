@@ -5,6 +5,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "cpu/weight_gradient.h"
 #include "math/philox.h"
 #include "network/cpu_phases.h"
 
@@ -423,11 +424,12 @@ void CpuBackend<T>::multiply_tile(const Matrix& x, const Matrix& dy, Range rows,
 template <class T>
 void CpuBackend<T>::weight_gradient(int tensor, const Matrix& x, const Matrix& dy, bool accumulate,
                                     T* arena) {
-  T* const tiles = arena + plan_.tensors[tensor].offset;
-  const Range own = update_share(team_, tensor, x.panels() * dy.panels());
-  for (std::int64_t t = own.begin; t < own.end && !team_.stop_requested(); ++t)
-    multiply_tile(x, dy, {0, x.rows}, t % x.panels(), t / x.panels(), accumulate,
-                  tiles + t * kTile);
+  cpu::weight_gradient(
+      kernels_, x.rows, x.panels(), update_share(team_, tensor, x.panels() * dy.panels()),
+      accumulate, arena + plan_.tensors[tensor].offset, [&] { return team_.stop_requested(); },
+      [&](Range rows, std::int64_t in_panel, std::int64_t out_panel, bool add, T* tile) {
+        multiply_tile(x, dy, rows, in_panel, out_panel, add, tile);
+      });
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/weight_gradient.h"
 #include "network/cpu_phases.h"
 
 namespace thalweg {
@@ -227,18 +228,17 @@ void CpuTangentBackend<T>::weight_gradient_tangent(
     const WeightGradientTangent<CpuTangentBackend>& problem, T* arena) {
   const Matrix& x = problem.x;
   const Matrix& dy = problem.dy_tangent;
-  T* const tiles = arena + plan_.tensors[problem.tensor].offset;
-  const auto add = [&](const Matrix& left, const Matrix& right, std::int64_t t, bool accumulate) {
-    const std::int64_t k = t % x.panels();
-    const std::int64_t o = t / x.panels();
-    kernels_.wgrad_tile(left.panel(k), left.lanes(k), right.panel(o), right.lanes(o), x.rows,
-                        accumulate, tiles + t * kTile);
+  const auto multiply = [&](const Matrix& left, const Matrix& right, bool add) {
+    cpu::weight_gradient(
+        kernels_, x.rows, x.panels(), update_share(team_, problem.tensor, x.panels() * dy.panels()),
+        add, arena + plan_.tensors[problem.tensor].offset, [&] { return team_.stop_requested(); },
+        [&](Range rows, std::int64_t k, std::int64_t o, bool add_rows, T* tile) {
+          kernels_.wgrad_tile(left.row(k, rows.begin), left.lanes(k), right.row(o, rows.begin),
+                              right.lanes(o), rows.size(), add_rows, tile);
+        });
   };
-  const Range own = update_share(team_, problem.tensor, x.panels() * dy.panels());
-  for (std::int64_t t = own.begin; t < own.end && !team_.stop_requested(); ++t) {
-    add(x, dy, t, false);
-    if (problem.x_tangent.present()) add(problem.x_tangent, problem.dy, t, true);
-  }
+  multiply(x, dy, false);
+  if (problem.x_tangent.present()) multiply(problem.x_tangent, problem.dy, true);
 }
 
 template <class T>

@@ -15,9 +15,9 @@
 namespace thalweg {
 namespace {
 
-// Updates of more flops than this per thread (about 100 ms) keep gradient and optimizer apart, so
-// that an interrupt can still discard them.
-constexpr double kFusedFlops = 5e9;
+// Updates of more flops than this per thread (30 to 100 ms) keep gradient and optimizer apart: an
+// interrupt can still discard them, and weight gradients are made in groups.
+constexpr double kFusedFlops = 3e9;
 // Updates of fewer flops (about 1 ms of one thread) find out by time how many threads make them.
 constexpr double kTimedFlops = 1e8;
 // Another thread may be tried for as much work (about 2 microseconds).

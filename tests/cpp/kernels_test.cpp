@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cpu/weight_gradient.h"
 #include "math/activations.h"
 #include "math/loss/cross_entropy.h"
 #include "math/losses.h"
@@ -525,6 +526,41 @@ void test_wgrad(const Kernels<T>& kernels) {
     }
   }
   check(good, "transpose_tile");
+}
+
+// Groups of tiles have the bits of each tile over all rows, and leave other tiles alone.
+template <class T>
+void test_weight_gradient(const Kernels<T>& kernels) {
+  Random random(6);
+  constexpr int64_t kIn = 7, kOut = 5;
+  for (const int64_t rows :
+       {int64_t{0}, int64_t{1000}, int64_t{1025}, int64_t{2600}, int64_t{8300}, int64_t{20000}}) {
+    Matrix<T> x(rows, kIn * kPanel - 5);
+    Matrix<T> dy(rows, kOut * kPanel - 22);
+    x.fill_normal(random);
+    dy.fill_normal(random);
+    for (const Range own : {Range{0, kIn * kOut}, Range{5, 24}, Range{8, 11}, Range{9, 9}}) {
+      Buffer<T> gradient(kIn * kOut * kTile, T(-1));
+      Buffer<T> expected = gradient;
+      for (const bool accumulate : {false, true}) {
+        const auto make = [&](Range part, int64_t k, int64_t o, bool add, T* tile) {
+          kernels.wgrad_tile(x.panels().row(k, part.begin), x.panels().lanes(k),
+                             dy.panels().row(o, part.begin), dy.panels().lanes(o), part.size(), add,
+                             tile);
+        };
+        int asked = 0;
+        cpu::weight_gradient(
+            kernels, rows, kIn, own, accumulate, gradient.data(), [&] { return ++asked < 0; },
+            make);
+        for (int64_t t = own.begin; t < own.end; ++t)
+          make({0, rows}, t % kIn, t / kIn, accumulate, expected.data() + t * kTile);
+        check(gradient.intact() && gradient == expected, "weight_gradient ",
+              shape({rows, own.begin, own.end}), accumulate ? " accumulate" : "");
+        check(own.size() == 0 || (asked >= 1 && asked <= own.size()), "weight_gradient asks ",
+              asked);
+      }
+    }
+  }
 }
 
 // ---- elementwise
@@ -1777,6 +1813,7 @@ void test_kernels(InstructionSet isa) {
   test_gemms(kernels);
   test_gemm_special_values(kernels);
   test_wgrad(kernels);
+  test_weight_gradient(kernels);
   test_elementwise(kernels);
   test_maxout(kernels);
   test_batch_norm(kernels);
