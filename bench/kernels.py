@@ -80,4 +80,6 @@ def describe(row: Mapping[str, Any]) -> str:
             for name, entry in entries.items()
         ]
         lines.append(f"{shape[0][1]:<10} {title:<28} {'   '.join(cells)}")
+    if row["case"] == "gemm" and {entry["library"] for entry in row["entries"]} == {"thalweg"}:
+        lines.append("CMake found nothing to compare with: install libopenblas-dev and libdnnl-dev")
     return "\n".join(lines)

@@ -334,6 +334,8 @@ def test_kernels_are_compared_shape_by_shape() -> None:
     assert kernels.against_best(first) == 1.5
     assert kernels.against_best(second) is None
     assert "onednn 50 GFLOP/s (1.50x)" in kernels.describe(row)
+    assert "libdnnl-dev" not in kernels.describe(row)
+    assert "libdnnl-dev" in kernels.describe({**row, "entries": entries[-1:]})
     page = table.page([row])
     assert (
         "| gemm, dgrad, 32, 64, 10 | 100 GFLOP/s | 50 GFLOP/s (1.50x) | 25 GFLOP/s (4.25x) |"
