@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench import kernels, peers
+from bench.cases import CASES
 from bench.results import Row, read_all
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -451,10 +452,11 @@ def _step_sections(rows: Sequence[Row]) -> list[str]:
             continue
         versions = {k: v for row in found for k, v in row["versions"].items()}
         listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        batches = _batches_to_name(found)
         parts += [
             f"### {title}\n\nSamples per second, each library in its fastest mode; in "
             "brackets how many times as long as thalweg it takes (median over the rounds of "
-            f"one run). {listed}. Reproduce: `python -m bench cpu{options}`.",
+            f"one run). {listed}. Reproduce: `python -m bench cpu{options}`{batches}.",
             step_table(found),
             "Every mode, with quartiles:",
             _mode_table(found),
@@ -493,14 +495,25 @@ def page(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in parts if part).replace("\n\n\n", "\n\n") + "\n"
 
 
+def _is_default(row: Row) -> bool:
+    """Whether the command measures this batch without being asked."""
+    return row["batch"] in CASES[row["case"]].batches
+
+
+def _batches_to_name(rows: Iterable[Row]) -> str:
+    """How the command measures the batches that are not a case's own."""
+    others = sorted({row["batch"] for row in rows if not _is_default(row)})
+    return f", with `--batches {','.join(map(str, others))}` for those" if others else ""
+
+
 def _of_last_machine(rows: Iterable[Row]) -> list[Row]:
     """Training steps of the machine measured last: one row per number of threads, case and batch.
 
-    It is the newest quiet one of near processors. Noisy ones count where none is quiet, those of
-    far processors where none is near.
+    It is the newest quiet one of near processors, of a batch that is a case's own. Noisy ones count
+    where none is quiet, those of far processors where none is near.
     """
     steps = [row for row in rows if row["kind"] == "step" and _precision(row) == "highest"]
-    steps = [row for row in steps if "thalweg" in row["peers"]]
+    steps = [row for row in steps if "thalweg" in row["peers"] and _is_default(row)]
     steps = [row for row in steps if _setting(row) == _setting(steps[-1])]
     # Keeps the order by date.
     steps.sort(key=lambda row: (not row["noisy"], row.get("placement") == "near"))

@@ -228,9 +228,12 @@ def test_only_training_steps_at_full_precision_enter_the_readme(row: dict[str, A
         of_machine(row, "new", 2, precision="medium"),
         of_machine(row, "new", 3, kind="inference"),
         of_machine(row, "new", 4, peers={}),
+        of_machine(row, "new", 5, batch=8192),
     ]
     assert table._of_last_machine(rows) == rows[:1]
     assert table._of_last_machine(rows[1:]) == []
+    assert "with `--batches 8192` for those" in table.page(rows)
+    assert "--batches" not in table.page(rows[:4])
 
 
 def test_requirements_are_judged() -> None:
