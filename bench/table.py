@@ -497,13 +497,15 @@ def page(rows: Sequence[Row]) -> str:
 
 def _is_default(row: Row) -> bool:
     """Whether the command measures this batch without being asked."""
-    return row["batch"] in CASES[row["case"]].batches
+    return row["case"] in CASES and row["batch"] in CASES[row["case"]].batches
 
 
 def _batches_to_name(rows: Iterable[Row]) -> str:
     """How the command measures the batches that are not a case's own."""
-    others = sorted({row["batch"] for row in rows if not _is_default(row)})
-    return f", with `--batches {','.join(map(str, others))}` for those" if others else ""
+    others = [row for row in rows if not _is_default(row)]
+    cases = ",".join(sorted({row["case"] for row in others}))
+    batches = ",".join(map(str, sorted({row["batch"] for row in others})))
+    return f"; large minibatches: `--cases {cases} --batches {batches}`" if others else ""
 
 
 def _of_last_machine(rows: Iterable[Row]) -> list[Row]:

@@ -232,7 +232,7 @@ def test_only_training_steps_at_full_precision_enter_the_readme(row: dict[str, A
     ]
     assert table._of_last_machine(rows) == rows[:1]
     assert table._of_last_machine(rows[1:]) == []
-    assert "with `--batches 8192` for those" in table.page(rows)
+    assert "`--cases c --batches 8192`" in table.page(rows)
     assert "--batches" not in table.page(rows[:4])
 
 

@@ -9,15 +9,17 @@
 #include <utility>
 
 #include "core/error.h"
+#include "cpu/weight_gradient.h"
 #include "network/cpu_phases.h"
 #include "training/cpu_engine.h"
 
 namespace thalweg {
 namespace {
 
-// Updates of more flops than this per thread (30 to 100 ms) keep gradient and optimizer apart: an
-// interrupt can still discard them, and weight gradients are made in groups.
-constexpr double kFusedFlops = 3e9;
+// Updates of more flops than this per thread (about 100 ms) keep gradient and optimizer apart, so
+// that an interrupt can still discard them. With more rows than a tile of a gradient is made from
+// at once, groups of tiles gain more than the fusion.
+constexpr double fused_flops(std::int64_t rows) { return rows > cpu::kTileRows ? 3e9 : 5e9; }
 // Updates of fewer flops (about 1 ms of one thread) find out by time how many threads make them.
 constexpr double kTimedFlops = 1e8;
 // Another thread may be tried for as much work (about 2 microseconds).
@@ -229,7 +231,7 @@ bool CpuEngine<T>::update(const Order& order, const Cursor& cursor, const Interr
                               plan_.description.check_finite == CheckFinite::kGradients;
   const int team_size = team_size_for(most_rows);
   const double flops = 3.0 * plan_.flops_per_row * static_cast<double>(rows);
-  const bool fused = parts.size() == 1 && !keep_gradients && flops < kFusedFlops * team_size;
+  const bool fused = parts.size() == 1 && !keep_gradients && flops < fused_flops(rows) * team_size;
   if (!fused && gradients_.size() == 0) gradients_ = Arena<T>(plan_.arena_size);
   if (fused) gradient_parts_.reserve(rows, team_size);
 

@@ -558,6 +558,14 @@ void test_weight_gradient(const Kernels<T>& kernels) {
               shape({rows, own.begin, own.end}), accumulate ? " accumulate" : "");
         check(own.size() == 0 || (asked >= 1 && asked <= own.size()), "weight_gradient asks ",
               asked);
+        if (asked < 2) continue;
+        Buffer<T> stopped(kIn * kOut * kTile, T(-1));
+        int again = 0;
+        cpu::weight_gradient(
+            kernels, rows, kIn, own, false, stopped.data(), [&] { return ++again > 1; }, make);
+        int64_t made = 0;
+        for (int64_t t = 0; t < kIn * kOut; ++t) made += stopped[t * kTile] != T(-1);
+        check(again == 2 && made > 0 && made < own.size(), "weight_gradient stops after ", made);
       }
     }
   }
