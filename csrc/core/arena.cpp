@@ -13,7 +13,12 @@
 namespace thalweg {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
+// Arrays that are worked off side by side begin at the same place of a page: a load seems to depend
+// on a store to another page shortly before it when their places are equal.
+constexpr std::size_t kPage = std::size_t{4} << 10;
+constexpr std::align_val_t alignment(std::size_t bytes) {
+  return std::align_val_t{bytes < kPage ? 64 : kPage};
+}
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 #if defined(__linux__)
@@ -64,7 +69,7 @@ void* allocate_zeroed(std::size_t bytes) {
 #if defined(__linux__)
   if (is_large(bytes)) return map_zeroed(bytes);
 #endif
-  void* const memory = ::operator new(bytes, kAlignment);
+  void* const memory = ::operator new(bytes, alignment(bytes));
   std::memset(memory, 0, bytes);
   return memory;
 }
@@ -73,7 +78,7 @@ void release(void* memory, [[maybe_unused]] std::size_t bytes) noexcept {
 #if defined(__linux__)
   if (is_large(bytes)) return unmap(memory, bytes);
 #endif
-  ::operator delete(memory, kAlignment);
+  ::operator delete(memory, alignment(bytes));
 }
 
 }  // namespace thalweg

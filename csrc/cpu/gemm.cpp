@@ -37,8 +37,10 @@ struct BlockArguments {
 // Rows of C and of the gate that are fetched while one panel of A is multiplied.
 inline constexpr int kFetchedRows = 2;
 
-// Panels of A between the one that is multiplied and the one that is fetched.
-inline constexpr std::int64_t kFetchedPanels = 2;
+// Panels of A between the one that is multiplied and those that are fetched into the first- and
+// second-level cache. Panels may share their places in the first, which holds few of them.
+inline constexpr std::int64_t kFirstLevelPanels = 2;
+inline constexpr std::int64_t kSecondLevelPanels = 5;
 
 template <class E>
 inline constexpr int kLine = 64 / sizeof(E);  // of a cache
@@ -61,10 +63,15 @@ struct DenseBlock {
       const E* a = block.a;
       const E* b = block.b;
       int fetched = 0;
-      for (std::int64_t panel = block.depth / kDepth<E>; panel > 0; --panel) {
+      const std::int64_t panels = block.depth / kDepth<E>;
+      for (std::int64_t panel = 0; panel < panels; ++panel) {
         sum.template multiply<kDepth<E>, 1>(a, b, kDepth<E>);
         if constexpr (kVectors == 1) {
-          if (block.fetch_a) fetch_factors(a + kFetchedPanels * block.a_stride);
+          if (block.fetch_a) {
+            fetch_factors<3>(factors_ahead(block, panel + kFirstLevelPanels, panels));
+            if (panels > kSecondLevelPanels)
+              fetch_factors<2>(factors_ahead(block, panel + kSecondLevelPanels, panels));
+          }
         }
         for (const int end = fetched + kFetchedRows; fetched < end; ++fetched)
           if (fetched < kRows) fetch(block, fetched);
@@ -80,13 +87,22 @@ struct DenseBlock {
       each(sum, [&](Vec<T>& x, std::int64_t at, int) TW_ALWAYS_INLINE { x.store(block.c + at); });
     }
 
+    // Of this block, or of the next rows, which follow these in every panel.
+    static TW_INLINE const E* factors_ahead(const BlockArguments<T, E>& block, std::int64_t panel,
+                                            std::int64_t panels) {
+      return panel < panels ? block.a + panel * block.a_stride
+                            : block.a + kRows * kDepth<E> + (panel - panels) * block.a_stride;
+    }
+
     // One vector of columns needs a panel of A in half the time, too little for its way from
     // memory.
+    template <int kLocality>
     static TW_INLINE void fetch_factors(const E* a) {
       TW_UNROLL(16)
       for (int i = 0; i < kRows; ++i) {
         TW_UNROLL(4)
-        for (int j = 0; j < kDepth<E>; j += kLine<E>) __builtin_prefetch(a + i * kDepth<E> + j);
+        for (int j = 0; j < kDepth<E>; j += kLine<E>)
+          __builtin_prefetch(a + i * kDepth<E> + j, 0, kLocality);
       }
     }
 

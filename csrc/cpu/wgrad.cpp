@@ -108,10 +108,10 @@ void sum_over_rows(Range rows, bool add, T* sums, const Leaf& leaf) {
     (Vec<T>::load(sums + i) + Vec<T>::load(part + i)).store(sums + i);
 }
 
-// `count` factors of each column.
+// `count` factors of each column; the tile has `tile_rows` rows, zeros past x_lanes.
 template <class T, class E>
 void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t dy_lanes,
-                   std::int64_t count, bool add, T* tile) {
+                   std::int64_t count, bool add, T* tile, std::int64_t tile_rows = kPanel) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
   const std::int64_t vectors = ceil_div(dy_lanes, kLanes);
   for (std::int64_t vector = 0; vector < vectors; vector += kGroupVectors) {
@@ -131,7 +131,7 @@ void multiply_tile(const E* x, std::int64_t x_lanes, const E* dy, std::int64_t d
   }
   if (add) return;
   zero_columns(tile, x_lanes, vectors * kLanes);
-  zero_columns(tile + x_lanes * kPanel, kPanel - x_lanes, 0);
+  zero_columns(tile + x_lanes * kPanel, tile_rows - x_lanes, 0);
 }
 
 // In a tile of [rows, columns].
@@ -140,21 +140,39 @@ constexpr std::int64_t vectors_of(std::int64_t rows, std::int64_t columns) {
   return rows * ceil_div(columns, Vec<T>::kLanes);
 }
 
+// The tile of fewer columns than rows, made with rows and columns exchanged; kRows are the columns,
+// rounded up.
+template <std::int64_t kRows, class T>
+void narrow_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
+                 std::int64_t rows, bool accumulate, T* tile) {
+  constexpr std::int64_t kSize = kRows * kPanel;
+  alignas(64) T transposed[kSize];
+  sum_over_rows<kSize>({0, rows}, false, transposed, [=](Range part, bool add, T* sums) {
+    const std::int64_t at = part.begin * kPanel;
+    multiply_tile(dy + at, dy_lanes, x + at, x_lanes, part.size(), add, sums, kRows);
+  });
+  const std::int64_t columns = round_up(dy_lanes, Vec<T>::kLanes);
+  if (!accumulate) {
+    transpose_tile(transposed, dy_lanes, kPanel, tile);
+    return zero_columns(tile, kPanel, columns);
+  }
+  alignas(64) T sums[kTile];
+  transpose_tile(transposed, dy_lanes, kPanel, sums);
+  for (std::int64_t j = 0; j < columns; j += Vec<T>::kLanes)
+    for (std::int64_t at = j; at < kTile; at += kPanel)
+      (Vec<T>::load(tile + at) + Vec<T>::load(sums + at)).store(tile + at);
+}
+
 }  // namespace
 
 template <class T>
 void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                 std::int64_t rows, bool accumulate, T* tile) {
   // Few columns fill vectors badly: then those of x do.
-  if (!accumulate && vectors_of<T>(dy_lanes, x_lanes) < vectors_of<T>(x_lanes, dy_lanes)) {
-    alignas(64) T transposed[kTile];
-    sum_over_rows<kTile>({0, rows}, false, transposed, [=](Range part, bool add, T* sums) {
-      const std::int64_t at = part.begin * kPanel;
-      multiply_tile(dy + at, dy_lanes, x + at, x_lanes, part.size(), add, sums);
-    });
-    transpose_tile(transposed, dy_lanes, kPanel, tile);
-    return zero_columns(tile, kPanel, round_up(dy_lanes, Vec<T>::kLanes));
-  }
+  if (vectors_of<T>(dy_lanes, x_lanes) < vectors_of<T>(x_lanes, dy_lanes))
+    return dy_lanes <= kPanel / 2
+               ? narrow_tile<kPanel / 2>(x, x_lanes, dy, dy_lanes, rows, accumulate, tile)
+               : narrow_tile<kPanel>(x, x_lanes, dy, dy_lanes, rows, accumulate, tile);
   sum_over_rows<kTile>({0, rows}, accumulate, tile, [=](Range part, bool add, T* sums) {
     const std::int64_t at = part.begin * kPanel;
     multiply_tile(x + at, x_lanes, dy + at, dy_lanes, part.size(), add, sums);

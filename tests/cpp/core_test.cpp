@@ -538,10 +538,10 @@ void test_pool() {
 // ---- Arenas
 
 void test_arena() {
-  for (const std::int64_t size : {1, 7, 1000, 524287, 524288, 3000001}) {
+  for (const std::int64_t size : {1, 7, 1000, 1023, 1024, 3001, 524287, 524288, 3000001}) {
     thalweg::Arena<float> arena(size);
     const auto address = reinterpret_cast<std::uintptr_t>(arena.data());
-    const std::uintptr_t alignment = size * 4 >= 2 << 20 ? 2 << 20 : 64;
+    const std::uintptr_t alignment = size < 1024 ? 64 : size < 524288 ? 4 << 10 : 2 << 20;
     expect(address % alignment == 0, concat("alignment of ", size));
     expect(std::all_of(arena.begin(), arena.end(), [](float x) { return x == 0.0f; }), "zeroed");
     arena[size - 1] = 1.0f;
