@@ -13,8 +13,8 @@
 namespace thalweg {
 namespace {
 
-// Arrays that are worked off side by side begin at the same place of a page: a load seems to depend
-// on a store to another page shortly before it when their places are equal.
+// Arrays that are worked off side by side begin at the same place of 4 KiB: a load seems to wait
+// for an earlier store at its place of another 4 KiB, and so the loads of an element come first.
 constexpr std::size_t kPage = std::size_t{4} << 10;
 constexpr std::align_val_t alignment(std::size_t bytes) {
   return std::align_val_t{bytes < kPage ? 64 : kPage};

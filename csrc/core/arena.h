@@ -10,7 +10,7 @@
 
 namespace thalweg {
 
-// Zeros, aligned to at least 64 bytes, from 4 KiB on to a page; large blocks start at a huge page
+// Zeros, aligned to at least 64 bytes, from 4 KiB on to as much; large blocks start at a huge page
 // and ask for huge pages.
 // Throws std::bad_alloc.
 TW_INTERNAL_API void* allocate_zeroed(std::size_t bytes);

@@ -9,8 +9,7 @@ inline constexpr std::int64_t kCacheLine = 64;  // bytes
 
 // Makes values[0, count) writable in this processor's cache by storing what they hold: a line that
 // other processors have read too is taken from them while this one computes something else, and a
-// later store need not wait. Asking for such lines (prefetchw) cost more than it saved where it was
-// measured.
+// later store need not wait. Asking for such lines (prefetchw) took longer where it was measured.
 // No other thread may write or read the values meanwhile.
 template <class T>
 void claim_lines(T* values, std::int64_t count) {

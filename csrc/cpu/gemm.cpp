@@ -87,7 +87,7 @@ struct DenseBlock {
       each(sum, [&](Vec<T>& x, std::int64_t at, int) TW_ALWAYS_INLINE { x.store(block.c + at); });
     }
 
-    // Of this block, or of the next rows, which follow these in every panel.
+    // Of this block, or of the next rows, which follow these in every panel; of two panels or more.
     static TW_INLINE const E* factors_ahead(const BlockArguments<T, E>& block, std::int64_t panel,
                                             std::int64_t panels) {
       return panel < panels ? block.a + panel * block.a_stride

@@ -140,8 +140,7 @@ constexpr std::int64_t vectors_of(std::int64_t rows, std::int64_t columns) {
   return rows * ceil_div(columns, Vec<T>::kLanes);
 }
 
-// The tile of fewer columns than rows, made with rows and columns exchanged; kRows are the columns,
-// rounded up.
+// The tile, made with rows and columns exchanged; kRows are its columns, rounded up.
 template <std::int64_t kRows, class T>
 void narrow_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_lanes,
                  std::int64_t rows, bool accumulate, T* tile) {
