@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from bench import cold, curvature, kernels, machine, mnist, peers, steps, table
@@ -92,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     cpu.add_argument("--work", choices=WORKS, default="training")
     _add_turns(cpu)
+    cpu.add_argument(
+        "--placement",
+        choices=("near", "far"),
+        help="count only rounds in which the processors are so, and wait for them",
+    )
+    cpu.add_argument(
+        "--patience", type=float, default=1800.0, help="seconds that a case waits for --placement"
+    )
 
     second = commands.add_parser(
         "curvature",
@@ -188,19 +197,25 @@ def _cpu(arguments: argparse.Namespace) -> int:
         if reason:
             print(f"cache-line hop: not measured, {reason}")
     options, results, failed = _turns(arguments), Results(arguments.output), False
+    options = replace(options, placement=arguments.placement, patience=arguments.patience)
     for name in arguments.cases:
         case = CASES[name]
         for batch in arguments.batches or case.batches:
             for count in threads:
-                row = steps.measure(
-                    case,
-                    batch,
-                    count,
-                    arguments.peers,
-                    options,
-                    precision=arguments.precision,
-                    work=arguments.work,
-                )
+                try:
+                    row = steps.measure(
+                        case,
+                        batch,
+                        count,
+                        arguments.peers,
+                        options,
+                        precision=arguments.precision,
+                        work=arguments.work,
+                    )
+                except steps.PlacementError as error:
+                    print(f"{name}, batch {batch}, {count} thread(s): {error}", file=sys.stderr)
+                    failed = True
+                    continue
                 results.add(row)
                 print(steps.describe(row), end="\n\n", flush=True)
                 failed = failed or bool(row["failed"])

@@ -25,6 +25,7 @@ from bench.peers.numpy_peer import NumpyPeer
 # A round in which others had more than this share of the processors is done again.
 QUIET_SHARE = 0.1
 _PAUSE_SECONDS = 0.01
+_POLL_SECONDS = 1.0  # while waiting for a placement
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -35,12 +36,18 @@ _THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure: seconds of timed work per peer, in turns of `turn` seconds."""
+    """How to measure: seconds of timed work per peer, in turns of `turn` seconds.
+
+    With a `placement`, "near" or "far", only rounds between processors that are so count, for
+    which a case waits at most `patience` seconds.
+    """
 
     seconds: float = 4.0
     turn: float = 0.2
     realtime: bool = False
     python: Mapping[str, str] = field(default_factory=dict)  # peer family: interpreter
+    placement: str | None = None
+    patience: float = 1800.0
 
     @property
     def rounds(self) -> int:
@@ -55,11 +62,16 @@ class FailedError(Exception):
     """The peer's process died."""
 
 
+class PlacementError(Exception):
+    """The processors were not placed as wanted for long enough."""
+
+
 class Worker:
     """The process of one peer."""
 
     def __init__(self, name: str, problem: Problem, folder: Path, options: Options) -> None:
         self.name, self.threads = name, problem.threads
+        self._most_threads = problem.threads
         self._options = options
         cpus = machine.processors()[: problem.threads]
         self._log = folder / f"{name}.log"
@@ -127,8 +139,9 @@ class Worker:
         """Find the number of steps that fills a turn, and the fastest number of threads."""
         self._fill(self._options.turn / 4)
         best = math.inf
-        candidates = {1 << k for k in range(self.threads.bit_length())} | {self.threads}
-        fastest = self.threads
+        most = self._most_threads
+        candidates = {1 << k for k in range(most.bit_length())} | {most}
+        fastest = most
         for threads in sorted(candidates):
             if not self._ask(do="threads", threads=threads)["set"]:
                 break
@@ -197,23 +210,69 @@ class _Round:
         return machine.placement(self.hops)
 
 
+class _Patience:
+    """Waits for the placement that is asked for, until the time for it is up."""
+
+    def __init__(self, options: Options, hop: Callable[[], float | None]) -> None:
+        self._options, self._hop = options, hop
+        self._end = time.monotonic() + options.patience
+
+    def _placed(self) -> bool:
+        hop = self._hop()
+        found = machine.placement([] if hop is None else [hop])
+        if found == "unknown":
+            raise PlacementError(
+                f"expected {self._options.placement} processors, but the hop between two of them "
+                "cannot be measured here (see machine.hop_program)"
+            )
+        return found == self._options.placement
+
+    def for_placement(self) -> None:
+        while not self._placed():
+            self._check()
+            time.sleep(_POLL_SECONDS)
+        self._check()
+
+    def for_calibration(self, worker: Worker) -> None:
+        """The fastest number of threads may be another where the processors are far apart."""
+        while True:
+            self.for_placement()
+            worker.calibrate()
+            if self._placed():
+                return
+
+    def _check(self) -> None:
+        if time.monotonic() > self._end:
+            raise PlacementError(
+                f"expected {self._options.rounds} quiet rounds between {self._options.placement} "
+                f"processors, got fewer in {self._options.patience:g} s; raise --patience"
+            )
+
+
 def run_rounds(
     workers: Sequence[Worker], options: Options, hop: Callable[[], float | None]
 ) -> tuple[list[_Round], int]:
     """The rounds that count and the number of quiet ones.
 
     Rounds that are noisy, or of another placement than most, are replaced, up to twice as many
-    rounds. When too few are left, those of all placements count, then the noisy ones, too.
+    rounds. When too few are left, those of all placements count, then the noisy ones, too. Of a
+    wanted placement there are enough, or it is an error.
     """
     order = random.Random(0)
     done: list[_Round] = []
+    wait = _Patience(options, hop)
+    for worker in workers if options.placement else ():
+        wait.for_calibration(worker)
     while True:
         quiet = [one for one in done if one.foreign <= QUIET_SHARE]
-        kinds = ([one for one in quiet if one.placement == kind] for kind in machine.PLACEMENTS)
+        wanted = [options.placement] if options.placement else machine.PLACEMENTS
+        kinds = ([one for one in quiet if one.placement == kind] for kind in wanted)
         alike = max(kinds, key=len)
         if len(alike) >= options.rounds:
             return alike, len(alike)
-        if len(done) >= 2 * options.rounds:
+        if options.placement:
+            wait.for_placement()
+        elif len(done) >= 2 * options.rounds:
             enough = [some for some in (alike, quiet) if 2 * len(some) >= options.rounds]
             return enough[0] if enough else done, len(enough[0] if enough else quiet)
         one = _Round({}, 0.0, [before] if (before := hop()) is not None else [])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -312,6 +314,39 @@ def test_only_rounds_of_one_placement_are_compared(
     assert [round(one.microseconds["thalweg"]) for one in rounds] == counted
     assert number == quiet
     assert machine.placement([]) == "unknown"
+
+
+class CalibratedWorker(StubWorker):
+    calibrations = 0
+
+    def calibrate(self) -> None:
+        self.calibrations += 1
+
+
+def run_far(hops: Iterable[float | None], patience: float = 60.0) -> tuple[int, list[int]]:
+    """Calibrations, and the rounds that count out of as many as it takes."""
+    options = steps.Options(seconds=2.0, turn=1.0, placement="far", patience=patience)
+    worker, rest = CalibratedWorker([0.0] * 20), iter(hops)
+    rounds, number = steps.run_rounds([cast(steps.Worker, worker)], options, lambda: next(rest))
+    assert number == len(rounds)
+    return worker.calibrations, [round(one.microseconds["thalweg"]) for one in rounds]
+
+
+def test_rounds_wait_for_a_placement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_POLL_SECONDS", 0.0)
+    near, far = 30.0, 150.0
+    # Waits, calibrates and looks again; then waits before each round and looks around it.
+    assert run_far([near, far, far, *[far] * 6]) == (1, [1, 2])
+    assert run_far([far, near, near, far, far, *[far] * 6]) == (2, [1, 2])
+    assert run_far([far, far, far, far, near, near, *[far] * 6]) == (1, [2, 3])
+
+
+def test_waiting_for_a_placement_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_POLL_SECONDS", 0.0)
+    with pytest.raises(steps.PlacementError, match=r"expected 2 quiet rounds between far.*0\.01 s"):
+        run_far(itertools.repeat(30.0), patience=0.01)
+    with pytest.raises(steps.PlacementError, match="cannot be measured here"):
+        run_far([None])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 // Times training steps of the benchmark's cases through the C++ library:
 //
-//   steps CASE BATCH THREADS [STEPS]
+//   steps CASE BATCH THREADS [STEPS [PRECISION]]
 //
 // prints the median and the best of several runs of STEPS steps, in microseconds per step. The
-// cases are those of bench/cases.py.
+// cases are those of bench/cases.py; the precision of products is "highest" or "medium".
 #include <thalweg/thalweg.h>
 
 #include <algorithm>
@@ -37,7 +37,7 @@ std::vector<Case> cases() {
           {'e', 128, std::vector<std::int64_t>(20, 128), true, false}};
 }
 
-tw::Model build(const Case& chosen, int threads) {
+tw::Model build(const Case& chosen, int threads, tw::MatmulPrecision precision) {
   std::vector<tw::Layer> layers;
   for (const std::int64_t width : chosen.hidden) {
     layers.emplace_back(tw::Dense{width});
@@ -45,7 +45,8 @@ tw::Model build(const Case& chosen, int threads) {
     layers.emplace_back(tw::ReLU{});
   }
   layers.emplace_back(tw::Dense{10});
-  tw::ModelOptions options{.in_features = chosen.inputs, .seed = 0, .threads = threads};
+  tw::ModelOptions options{
+      .in_features = chosen.inputs, .seed = 0, .matmul_precision = precision, .threads = threads};
   if (chosen.momentum)
     options.optimizer = tw::Momentum{0.05};
   else
@@ -57,11 +58,16 @@ tw::Model build(const Case& chosen, int threads) {
 
 int main(int argc, char** argv) {
   if (argc < 4) {
-    std::fprintf(stderr, "usage: steps CASE BATCH THREADS [STEPS]\n");
+    std::fprintf(stderr, "usage: steps CASE BATCH THREADS [STEPS [PRECISION]]\n");
     return 2;
   }
   const std::int64_t batch = std::atoll(argv[2]);
   const std::int64_t steps = argc > 4 ? std::atoll(argv[4]) : 200;
+  const std::string precision = argc > 5 ? argv[5] : "highest";
+  if (precision != "highest" && precision != "medium") {
+    std::fprintf(stderr, "expected precision highest or medium, got %s\n", precision.c_str());
+    return 2;
+  }
   try {
     for (const Case& chosen : cases()) {
       if (chosen.name != argv[1][0]) continue;
@@ -72,7 +78,9 @@ int main(int argc, char** argv) {
       for (float& value : x) value = normal(generator);
       std::vector<int> labels(static_cast<std::size_t>(rows));
       for (int& label : labels) label = static_cast<int>(generator() % 10);
-      tw::Model model = build(chosen, std::atoi(argv[3]));
+      tw::Model model = build(
+          chosen, std::atoi(argv[3]),
+          precision == "medium" ? tw::MatmulPrecision::kMedium : tw::MatmulPrecision::kHighest);
       std::vector<double> microseconds;
       for (int run = 0; run < (steps > 10 ? kRuns : 1); ++run) {
         const auto start = std::chrono::steady_clock::now();
