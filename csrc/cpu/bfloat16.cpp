@@ -2,7 +2,7 @@
 #include "math/bfloat16.h"
 
 #include "cpu/operations.h"
-#include "cpu/simd.h"
+#include "cpu/panel_loops.h"
 
 namespace thalweg::cpu {
 inline namespace TW_ISA {
@@ -10,53 +10,72 @@ namespace {
 
 inline constexpr std::int64_t kPairs = kPanel / 2;
 
-// [rows, 16] pairs of columns of rounded values.
-TW_INLINE void pair_columns(const float* values, std::int64_t rows, BfloatPair* pairs) {
+TW_INLINE void round_values(const float* values, std::int64_t count, float* rounded) {
+  TW_INDEPENDENT
+  for (std::int64_t i = 0; i < count; ++i) rounded[i] = thalweg::round_to_bfloat16(values[i]);
+}
+
+// Of rounded values, which are the upper halves of their bits.
+TW_INLINE BfloatPair pair_rounded(float first, float second) {
+  return {to_bits(first) >> 16 | (to_bits(second) & 0xffff0000u)};
+}
+
+// [rows, 16] pairs of columns.
+TW_INLINE void pair_columns(const float* rounded, std::int64_t rows, BfloatPair* pairs) {
   TW_INDEPENDENT
   for (std::int64_t i = 0; i < rows * kPairs; ++i)
-    pairs[i] = {to_bits(values[2 * i]) >> 16 | (to_bits(values[2 * i + 1]) & 0xffff0000u)};
+    pairs[i] = pair_rounded(rounded[2 * i], rounded[2 * i + 1]);
+}
+
+// [16, 32] pairs of rows; rows up to 32 count as zeros.
+TW_INLINE void pair_rows(const float* rounded, std::int64_t rows, BfloatPair* pairs) {
+  const std::int64_t whole = rows / 2;
+  for (std::int64_t r = 0; r < whole; ++r) {
+    const float* const row = rounded + 2 * r * kPanel;
+    TW_INDEPENDENT
+    for (std::int64_t j = 0; j < kPanel; ++j)
+      pairs[r * kPanel + j] = pair_rounded(row[j], row[kPanel + j]);
+  }
+  for (std::int64_t r = whole; r < kPairs; ++r) {
+    const float* const row = rounded + 2 * r * kPanel;
+    for (std::int64_t j = 0; j < kPanel; ++j)
+      pairs[r * kPanel + j] = pair_rounded(2 * r < rows ? row[j] : 0.0f, 0.0f);
+  }
+}
+
+// out[column][row] of [rows, columns] pairs, both multiples of 16.
+template <std::int64_t kRows, std::int64_t kColumns>
+TW_INLINE void transpose_pairs(const BfloatPair* pairs, BfloatPair* out) {
+  transpose_squares<kColumns, kRows>(reinterpret_cast<const float*>(pairs), kRows, kColumns,
+                                     reinterpret_cast<float*>(out));
 }
 
 }  // namespace
 
-void pair_rows(const float* panel, std::int64_t rows, BfloatPair* pairs) {
-  std::int64_t r = 0;
-  for (; r + 1 < rows; r += 2, panel += 2 * kPanel, pairs += kPanel) {
-    TW_INDEPENDENT
-    for (std::int64_t j = 0; j < kPanel; ++j) pairs[j] = bfloat_pair(panel[j], panel[kPanel + j]);
-  }
-  if (r < rows) {
-    for (std::int64_t j = 0; j < kPanel; ++j) pairs[j] = bfloat_pair(panel[j], 0.0f);
-    pairs += kPanel;
-    r += 2;
-  }
-  for (; r % kPanel != 0; r += 2, pairs += kPanel) {
-    for (std::int64_t j = 0; j < kPanel; ++j) pairs[j] = {0};
-  }
+void pair_tile(const float* tile, BfloatPair* pairs, BfloatPair* transposed) {
+  alignas(64) float rounded[kTile];
+  round_values(tile, kTile, rounded);
+  if (pairs) pair_rows(rounded, kPanel, pairs);
+  if (transposed == nullptr) return;
+  alignas(64) BfloatPair columns[kTile / 2];
+  pair_columns(rounded, kPanel, columns);
+  transpose_pairs<kPanel, kPairs>(columns, transposed);
 }
 
 void round_to_bfloat16(const BfloatPanels& out, Panels<float> x, Range rows, Range panels) {
   const std::int64_t padded = round_up(x.rows, kPanel);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-    float* const values = x.row(p, rows.begin);
-    const std::int64_t count = rows.size() * kPanel;
-    TW_INDEPENDENT
-    for (std::int64_t i = 0; i < count; ++i) values[i] = thalweg::round_to_bfloat16(values[i]);
-    pair_columns(values, rows.size(), out.columns + (p * x.rows + rows.begin) * kPairs);
-    const std::int64_t chunk = (p * padded + rows.begin) * kPairs;
-    if (out.rows) pair_rows(values, rows.size(), out.rows + chunk);
-    if (out.transposed == nullptr) continue;
-    for (std::int64_t r = 0; r < rows.size(); r += kPanel) {
-      float whole[kTile];
-      float turned[kTile];
-      const float* tile = values + r * kPanel;
-      if (rows.size() - r < kPanel) {
-        const std::int64_t valid = (rows.size() - r) * kPanel;
-        for (std::int64_t i = 0; i < kTile; ++i) whole[i] = i < valid ? tile[i] : 0.0f;
-        tile = whole;
-      }
-      transpose_tile(tile, kPanel, kPanel, turned);
-      pair_columns(turned, kPanel, out.transposed + chunk + r * kPairs);
+    for (std::int64_t r = rows.begin; r < rows.end; r += kPanel) {
+      const std::int64_t count = rows.end - r < kPanel ? rows.end - r : kPanel;
+      float* const values = x.row(p, r);
+      round_values(values, count * kPanel, values);
+      pair_columns(values, count, out.columns + (p * x.rows + r) * kPairs);
+      const std::int64_t chunk = (p * padded + r) * kPairs;
+      if (out.rows) pair_rows(values, count, out.rows + chunk);
+      if (out.transposed == nullptr) continue;
+      alignas(64) BfloatPair pairs[kTile / 2];
+      pair_rows(values, count, pairs);
+      transpose_pairs<kPairs, kPanel>(pairs, out.transposed + chunk);
     }
   }
 }

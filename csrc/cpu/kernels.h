@@ -242,9 +242,9 @@ struct Kernels {
   void (*wgrad_tile_bfloat16)(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,
                               std::int64_t dy_lanes, std::int64_t rows, bool accumulate,
                               float* tile);
-  // pairs[r / 2][j] = values of rows r and r + 1 of a panel, rounded; zeros up to a multiple of 32
-  // rows.
-  void (*pair_rows)(const float* panel, std::int64_t rows, BfloatPair* pairs);
+  // pairs[i / 2][j] = tile[i][j] and tile[i + 1][j], rounded; transposed[j / 2][i] = tile[i][j] and
+  // tile[i][j + 1]. Either may be null.
+  void (*pair_tile)(const float* tile, BfloatPair* pairs, BfloatPair* transposed);
   // Rounds the values of x and writes them as pairs. Rows begin at a row block.
   void (*round_to_bfloat16)(const BfloatPanels& out, Panels<float> x, Range rows, Range panels);
   // out[j] (+)= sum over rows of panel[r][j].

@@ -27,7 +27,7 @@ void wgrad_tile(const T* x, std::int64_t x_lanes, const T* dy, std::int64_t dy_l
                 std::int64_t rows, bool accumulate, T* tile);
 void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const BfloatPair* dy,
                          std::int64_t dy_lanes, std::int64_t rows, bool accumulate, float* tile);
-void pair_rows(const float* panel, std::int64_t rows, BfloatPair* pairs);
+void pair_tile(const float* tile, BfloatPair* pairs, BfloatPair* transposed);
 void round_to_bfloat16(const BfloatPanels& out, Panels<float> x, Range rows, Range panels);
 template <class T>
 void transpose_tile(const T* tile, std::int64_t rows, std::int64_t columns, T* transposed);

@@ -1,5 +1,5 @@
-// Loops over rows of one panel: elementwise ones that keep the lanes past the width zero, and sums
-// over rows.
+// Loops over rows of one panel: elementwise ones that keep the lanes past the width zero, sums
+// over rows, and transposing.
 #pragma once
 
 #include <cstdint>
@@ -71,6 +71,37 @@ TW_INLINE void sum_rows(std::int64_t rows, F&& f, Vec<T> (&sums)[kSums]) {
   for (; r < rows; ++r) f(r, set[0]);
   TW_UNROLL(4)
   for (int i = 0; i < kSums; ++i) sums[i] = (set[0][i] + set[1][i]) + (set[2][i] + set[3][i]);
+}
+
+// A square of vectors, transposed in registers.
+template <std::int64_t kFromStride, std::int64_t kToStride, class T>
+TW_INLINE void transpose_square(const T* from, T* to) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Vec<T> a[kLanes];
+  Vec<T> b[kLanes];
+  TW_UNROLL(16)
+  for (int i = 0; i < kLanes; ++i) a[i] = Vec<T>::load(from + i * kFromStride);
+  // log2(kLanes) perfect shuffles of the rows.
+  TW_UNROLL(4)
+  for (int stage = 1; stage < kLanes; stage *= 2) {
+    TW_UNROLL(16)
+    for (int i = 0; i < kLanes / 2; ++i) {
+      b[2 * i] = interleave<false>(a[i], a[i + kLanes / 2]);
+      b[2 * i + 1] = interleave<true>(a[i], a[i + kLanes / 2]);
+    }
+    TW_UNROLL(16)
+    for (int i = 0; i < kLanes; ++i) a[i] = b[i];
+  }
+  TW_UNROLL(16)
+  for (int i = 0; i < kLanes; ++i) a[i].store(to + i * kToStride);
+}
+
+// to[j][i] = from[i][j], whose rows and columns are rounded up to whole vectors.
+template <std::int64_t kFromStride, std::int64_t kToStride, class T>
+TW_INLINE void transpose_squares(const T* from, std::int64_t rows, std::int64_t columns, T* to) {
+  for (std::int64_t i = 0; i < rows; i += Vec<T>::kLanes)
+    for (std::int64_t j = 0; j < columns; j += Vec<T>::kLanes)
+      transpose_square<kFromStride, kToStride>(from + i * kFromStride + j, to + j * kToStride + i);
 }
 
 }  // namespace TW_ISA

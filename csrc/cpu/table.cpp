@@ -19,7 +19,7 @@ constexpr Kernels<T> kTable{
     .wgrad_tile = &wgrad_tile<T>,
     .transpose_tile = &transpose_tile<T>,
     .wgrad_tile_bfloat16 = &wgrad_tile_bfloat16,
-    .pair_rows = &pair_rows,
+    .pair_tile = &pair_tile,
     .round_to_bfloat16 = &round_to_bfloat16,
     .column_sum = &column_sum<T>,
     .activation = &activation<T>,

@@ -71,29 +71,6 @@ void multiply_group(BlockArguments<T, E> block, std::int64_t tile_rows) {
   });
 }
 
-// A square of vectors, transposed in registers.
-template <class T>
-TW_INLINE void transpose_square(const T* from, T* to) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  Vec<T> a[kLanes];
-  Vec<T> b[kLanes];
-  TW_UNROLL(16)
-  for (int i = 0; i < kLanes; ++i) a[i] = Vec<T>::load(from + i * kPanel);
-  // log2(kLanes) perfect shuffles of the rows.
-  TW_UNROLL(4)
-  for (int stage = 1; stage < kLanes; stage *= 2) {
-    TW_UNROLL(16)
-    for (int i = 0; i < kLanes / 2; ++i) {
-      b[2 * i] = interleave<false>(a[i], a[i + kLanes / 2]);
-      b[2 * i + 1] = interleave<true>(a[i], a[i + kLanes / 2]);
-    }
-    TW_UNROLL(16)
-    for (int i = 0; i < kLanes; ++i) a[i] = b[i];
-  }
-  TW_UNROLL(16)
-  for (int i = 0; i < kLanes; ++i) a[i].store(to + i * kPanel);
-}
-
 // kSize sums over rows; leaf(rows, add, sums) makes them for at most kGradientRows rows.
 template <std::int64_t kSize, class T, class Leaf>
 void sum_over_rows(Range rows, bool add, T* sums, const Leaf& leaf) {
@@ -195,11 +172,7 @@ void wgrad_tile_bfloat16(const BfloatPair* x, std::int64_t x_lanes, const Bfloat
 
 template <class T>
 void transpose_tile(const T* tile, std::int64_t rows, std::int64_t columns, T* transposed) {
-  for (std::int64_t i = 0; i < rows; i += Vec<T>::kLanes) {
-    for (std::int64_t j = 0; j < columns; j += Vec<T>::kLanes) {
-      transpose_square(tile + i * kPanel + j, transposed + j * kPanel + i);
-    }
-  }
+  transpose_squares<kPanel, kPanel>(tile, rows, columns, transposed);
 }
 
 template <class T>

@@ -21,7 +21,8 @@
 
 namespace thalweg {
 
-// A weight and its transposed copy, each in tiles; null pairs unless products are of bfloat16.
+// A weight and its transposed copy, each in tiles: of numbers, or both of pairs where products are
+// of bfloat16.
 template <class T>
 struct CpuWeight {
   const T* values = nullptr;
@@ -73,10 +74,12 @@ class CpuBackend {
   }
   Weight weight(int tensor) const {
     const std::int64_t at = plan_.tensors[tensor].transposed_offset;
-    Weight weight{vector(tensor), parameters_.transposed.data() + at};
+    Weight weight{vector(tensor)};
     if (parameters_.pairs.size() > 0) {
       weight.pairs = parameters_.pairs.data() + at / 2;
       weight.transposed_pairs = parameters_.transposed_pairs.data() + at / 2;
+    } else {
+      weight.transposed = parameters_.transposed.data() + at;
     }
     return weight;
   }

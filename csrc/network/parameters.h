@@ -66,7 +66,7 @@ struct Parameters {
 
   explicit Parameters(const Plan& plan)
       : values(plan.arena_size),
-        transposed(plan.transposed_size),
+        transposed(multiplies_bfloat16<T>(plan) ? 0 : plan.transposed_size),
         pairs(multiplies_bfloat16<T>(plan) ? plan.transposed_size / 2 : 0),
         transposed_pairs(pairs.size()),
         state(plan.state_size),
@@ -97,30 +97,23 @@ struct Parameters {
     return state.data() + bn.offset + bn.padded;
   }
 
-  // From the values of one tile of a weight: the pairs that the forward pass reads, and the copies
-  // that the backward pass reads.
-  void refresh_pairs(const cpu::Kernels<T>& kernels, const Tensor& weight, std::int64_t in_panel,
-                     std::int64_t out_panel) {
-    if constexpr (std::is_same_v<T, float>) {
-      if (pairs.size() == 0) return;
-      const std::int64_t at = (out_panel * panels_of(weight.in) + in_panel) * kTile;
-      kernels.pair_rows(values.data() + weight.offset + at, kPanel,
-                        pairs.data() + (weight.transposed_offset + at) / 2);
-    }
-  }
-  void refresh_transposed(const cpu::Kernels<T>& kernels, const Tensor& weight,
-                          std::int64_t in_panel, std::int64_t out_panel) {
+  // From the values of one tile of a weight: what the forward pass reads instead of them, if
+  // anything, and what the backward pass reads.
+  void refresh_copies(const cpu::Kernels<T>& kernels, const Tensor& weight, std::int64_t in_panel,
+                      std::int64_t out_panel, bool forward, bool backward) {
     const std::int64_t at = (out_panel * panels_of(weight.in) + in_panel) * kTile;
     const std::int64_t to =
         weight.transposed_offset + (in_panel * panels_of(weight.out) + out_panel) * kTile;
-    // The rows of the copy past the width stay zero.
-    const std::int64_t columns = std::min(kPanel, weight.out - out_panel * kPanel);
-    kernels.transpose_tile(values.data() + weight.offset + at, kPanel, columns,
-                           transposed.data() + to);
+    const T* const tile = values.data() + weight.offset + at;
     if constexpr (std::is_same_v<T, float>) {
       if (pairs.size() > 0)
-        kernels.pair_rows(transposed.data() + to, kPanel, transposed_pairs.data() + to / 2);
+        return kernels.pair_tile(
+            tile, forward ? pairs.data() + (weight.transposed_offset + at) / 2 : nullptr,
+            backward ? transposed_pairs.data() + to / 2 : nullptr);
     }
+    // The rows of the copy past the width stay zero.
+    const std::int64_t columns = std::min(kPanel, weight.out - out_panel * kPanel);
+    if (backward) kernels.transpose_tile(tile, kPanel, columns, transposed.data() + to);
   }
 
   // Before a tile and its copies are written, while other threads keep away from them.
@@ -130,8 +123,10 @@ struct Parameters {
     const std::int64_t to =
         weight.transposed_offset + (in_panel * panels_of(weight.out) + out_panel) * kTile;
     claim_lines(values.data() + weight.offset + at, kTile);
-    if (with_transposed) claim_lines(transposed.data() + to, kTile);
-    if (pairs.size() == 0) return;
+    if (pairs.size() == 0) {
+      if (with_transposed) claim_lines(transposed.data() + to, kTile);
+      return;
+    }
     claim_lines(pairs.data() + (weight.transposed_offset + at) / 2, kTile / 2);
     if (with_transposed) claim_lines(transposed_pairs.data() + to / 2, kTile / 2);
   }
@@ -140,8 +135,7 @@ struct Parameters {
     pack_flat(plan, flat, values.data());
     const cpu::Kernels<T>& kernels = cpu::kernels<T>();
     for_each_tile(plan, [&](const Tensor& weight, std::int64_t in_panel, std::int64_t out_panel) {
-      refresh_pairs(kernels, weight, in_panel, out_panel);
-      refresh_transposed(kernels, weight, in_panel, out_panel);
+      refresh_copies(kernels, weight, in_panel, out_panel, true, true);
     });
   }
 };

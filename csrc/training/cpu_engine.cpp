@@ -32,7 +32,7 @@ const Parameters<T>& CpuEngine<T>::with_fresh_transposed() const {
     // The others are maintained by every step, and may be in use by another pure call.
     for_each_tile(plan_, [&](const Tensor& weight, std::int64_t in_panel, std::int64_t out_panel) {
       if (!keeps_transposed_[static_cast<std::size_t>(&weight - plan_.tensors.data())])
-        parameters_.refresh_transposed(kernels_, weight, in_panel, out_panel);
+        parameters_.refresh_copies(kernels_, weight, in_panel, out_panel, false, true);
     });
     transposed_stale_ = false;
   }

@@ -136,11 +136,9 @@ std::int64_t CpuEngine<T>::apply(const UpdateTask& task, Range panels, const T* 
       gradient != nullptr ? optimizer_.step(kernels_, values, gradient, offset, count) : 0;
   if (average_weight_ > 0.0)
     optimizer_.average(kernels_, values, average_.data(), average_weight_, offset, count);
-  if (tensor.is_weight()) {
-    parameters_.refresh_pairs(kernels_, tensor, task.in_panel, task.out_panel);
-    if (keeps_transposed_[task.tensor])
-      parameters_.refresh_transposed(kernels_, tensor, task.in_panel, task.out_panel);
-  }
+  if (tensor.is_weight())
+    parameters_.refresh_copies(kernels_, tensor, task.in_panel, task.out_panel, true,
+                               keeps_transposed_[task.tensor]);
   return skipped;
 }
 

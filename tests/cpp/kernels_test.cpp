@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -1710,6 +1711,11 @@ double nearest_bfloat16(double x) {
   return std::clamp(nearest, -0x1.fep127, 0x1.fep127);
 }
 
+// The upper half of the bits of a float.
+std::uint32_t bfloat_bits(double x) {
+  return std::bit_cast<std::uint32_t>(static_cast<float>(x)) >> 16;
+}
+
 // Random values, and their pairs as round_to_bfloat16 leaves them.
 struct Factors {
   Matrix<float> values;
@@ -1762,8 +1768,28 @@ void test_bfloat16(const Kernels<float>& kernels) {
     for (int64_t k = 0; k < depth; ++k)
       for (int64_t n = 0; n < width; ++n) w.at(k, n) = static_cast<float>(random.normal());
     std::vector<BfloatPair> pairs(static_cast<std::size_t>(w.memory.size() / 2));
-    for (int64_t tile = 0; tile < w.memory.size(); tile += kTile)
-      kernels.pair_rows(w.memory.data() + tile, kPanel, pairs.data() + tile / 2);
+    for (int64_t tile = 0; tile < w.memory.size(); tile += kTile) {
+      // Both copies at once are those made one by one.
+      std::vector<BfloatPair> transposed(kTile / 2), only_transposed = transposed,
+                                                     only_pairs(pairs);
+      kernels.pair_tile(w.memory.data() + tile, pairs.data() + tile / 2, transposed.data());
+      kernels.pair_tile(w.memory.data() + tile, nullptr, only_transposed.data());
+      kernels.pair_tile(w.memory.data() + tile, only_pairs.data() + tile / 2, nullptr);
+      for (int64_t i = 0; i < kPanel; ++i) {
+        for (int64_t j = 0; j < kPanel; j += 2) {
+          const auto at = static_cast<std::size_t>(j / 2 * kPanel + i);
+          const float* const values = w.memory.data() + tile + i * kPanel + j;
+          const std::uint32_t want = bfloat_bits(nearest_bfloat16(values[0])) |
+                                     bfloat_bits(nearest_bfloat16(values[1])) << 16;
+          check(transposed[at].bits == want && only_transposed[at].bits == want,
+                "transposed pairs ", size, ": row ", i, ", column ", j);
+        }
+      }
+      check(std::equal(only_pairs.begin() + tile / 2, only_pairs.begin() + (tile + kTile) / 2,
+                       pairs.begin() + tile / 2,
+                       [](BfloatPair x, BfloatPair y) { return x.bits == y.bits; }),
+            "pairs alone ", size);
+    }
 
     const auto bound = [](int64_t depth_, double absolute) {
       return (16.0 + std::sqrt(static_cast<double>(depth_)) / 16.0) * kEpsilon<float> * absolute +
