@@ -300,6 +300,35 @@ def test_outputs_do_not_depend_on_the_batch(dtype: str) -> None:
     assert max(losses) - min(losses) <= 1e-12
 
 
+def test_passes_cut_to_the_caches_change_nothing() -> None:
+    # 64 or 128 rows of these layers for each thread, whatever the batch.
+    rng = np.random.default_rng(3)
+    rows, width = 1500, 1200
+    x = rng.normal(size=(rows, 30)).astype(np.float32)
+    y = rng.integers(0, 5, rows)
+    found = set()
+    for threads in (1, 2):
+        network = [nn.Dense(width), nn.BatchNorm(), nn.ReLU(), nn.Dense(5)]
+        m = tw.Model(network, 30, device="cpu", seed=2, threads=threads)
+        for size in (1, 64, 500, rows):
+            outputs = m.predict(x, batch_size=size).tobytes()
+            found.add((outputs, str(m.evaluate(x, y, batch_size=size))))
+    assert len(found) == 1
+
+
+def test_a_loss_of_the_callers_gets_whole_batches() -> None:
+    seen = []
+
+    def loss(prediction: Any, target: Any) -> tuple[float, Any]:
+        seen.append(len(prediction))
+        difference = prediction - target
+        return float(np.mean(difference**2)), 2 * difference / difference.size
+
+    m = tw.Model([nn.Dense(1500), nn.ReLU(), nn.Dense(2)], 3, loss=loss, device="cpu")
+    m.evaluate(np.ones((1000, 3)), np.zeros((1000, 2)), batch_size=640)
+    assert seen == [640, 360]
+
+
 def test_outputs_of_random_networks_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     for case in networks.random_cases(scaled(20, 4), 9100):
         m = case_model(case, "float32", tmp_path)

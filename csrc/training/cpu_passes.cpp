@@ -11,9 +11,29 @@
 namespace thalweg {
 namespace {
 
+// Values of all layers for a thread's rows, about what its second-level cache holds; and weights
+// that every pass may read anew, because the last-level cache keeps them.
+constexpr std::int64_t kPassBytes = std::int64_t{1} << 20;
+constexpr std::int64_t kCachedWeightBytes = std::int64_t{16} << 20;
+
 // Rows of one pass: whole row blocks, so that sums over rows do not depend on the batch size.
-std::int64_t inference_rows(std::int64_t rows, std::int64_t batch_size) {
+std::int64_t batch_rows(std::int64_t rows, std::int64_t batch_size) {
   return std::min(round_up(std::min(batch_size, rows), kRowBlock), rows);
+}
+
+// The same, and no more than the caches of the threads hold.
+template <class T>
+std::int64_t cached_rows(const Plan& plan, std::int64_t rows, std::int64_t batch_size,
+                         int threads) {
+  constexpr std::int64_t kBytes = sizeof(T);
+  const std::int64_t asked = batch_rows(rows, batch_size);
+  if (plan.arena_size * kBytes > kCachedWeightBytes) return asked;
+  std::int64_t width = 0;
+  for (const Buffer& buffer : plan.buffers)
+    if (buffer.inference_alias < 0) width += round_up(buffer.width, kPanel);
+  const std::int64_t blocks = (kPassBytes / (width * kBytes) + kRowBlock / 2) / kRowBlock;
+  const int useful = inference_threads(plan, asked, threads);
+  return std::min(asked, useful * std::max(blocks, std::int64_t{1}) * kRowBlock);
 }
 
 // Of an inference pass, those that this thread takes through all layers without a barrier: the row
@@ -63,7 +83,7 @@ template <class T>
 template <class Visit>
 void CpuEngine<T>::infer(const ArrayView& x, std::int64_t batch_size, const Interrupt& interrupt,
                          const char* operation, Visit&& visit) const {
-  const std::int64_t chunk = inference_rows(x.rows, batch_size);
+  const std::int64_t chunk = cached_rows<T>(plan_, x.rows, batch_size, threads_);
   const Lease workspace(*this, chunk, false);
   Data data;
   data.x = x;
@@ -116,7 +136,8 @@ template <class T>
 LossTotals CpuEngine<T>::evaluate(const Data& data, Targets targets, std::int64_t batch_size,
                                   const CustomLoss& custom_loss, const Interrupt& interrupt) const {
   const std::int64_t rows = data.x.rows;
-  const std::int64_t chunk = inference_rows(rows, batch_size);
+  const std::int64_t chunk = custom_loss ? batch_rows(rows, batch_size)
+                                         : cached_rows<T>(plan_, rows, batch_size, threads_);
   const Lease workspace(*this, chunk, false);
   LossTotals sum;
   Pass pass;

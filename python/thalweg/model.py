@@ -510,7 +510,7 @@ class Model:
         y : array ``[rows]`` or ``[rows, out_features]``
         sample_weight : array ``[rows]``, optional
         batch_size : int, default 1024
-            Rows per pass; the result does not depend on it beyond rounding.
+            Most rows per pass; the result does not depend on it beyond rounding.
         top_k : int, optional
             With integer labels: also the share of rows whose label is among the k largest outputs.
 
@@ -558,7 +558,7 @@ class Model:
         ----------
         x : array ``[rows, in_features]``
         batch_size : int, default 1024
-            Rows per pass; a row's output does not depend on it, bit for bit.
+            Most rows per pass; a row's output does not depend on it, bit for bit.
 
         Returns
         -------
