@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,13 @@ from pathlib import Path
 from bench import cold, curvature, kernels, machine, mnist, peers, steps, table
 from bench.cases import CASES, WORKS
 from bench.results import Results
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected positive seconds, got {text!r}")
+    return value
 
 
 def _list(text: str) -> list[str]:
@@ -96,10 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     cpu.add_argument(
         "--placement",
         choices=("near", "far"),
-        help="count only rounds in which the processors are so, and wait for them",
+        help="of two threads or more, count only rounds in which the processors are so, and "
+        "wait for them",
     )
     cpu.add_argument(
-        "--patience", type=float, default=1800.0, help="seconds that a case waits for --placement"
+        "--patience",
+        type=_seconds,
+        default=1800.0,
+        help="seconds in which a case must get its rounds of --placement",
     )
 
     second = commands.add_parser(
@@ -194,14 +206,18 @@ def _cpu(arguments: argparse.Namespace) -> int:
     threads = _available(arguments.threads)
     if max(threads, default=1) > 1:
         reason = machine.hop_program()[1]
+        if reason and arguments.placement:
+            print(f"[cpu] --placement needs the cache-line hop: {reason}", file=sys.stderr)
+            return 2
         if reason:
             print(f"cache-line hop: not measured, {reason}")
     options, results, failed = _turns(arguments), Results(arguments.output), False
-    options = replace(options, placement=arguments.placement, patience=arguments.patience)
     for name in arguments.cases:
         case = CASES[name]
         for batch in arguments.batches or case.batches:
             for count in threads:
+                placement = arguments.placement if count > 1 else None
+                options = replace(options, placement=placement, patience=arguments.patience)
                 try:
                     row = steps.measure(
                         case,

@@ -38,8 +38,8 @@ _THREAD_VARIABLES = (
 class Options:
     """How to measure: seconds of timed work per peer, in turns of `turn` seconds.
 
-    With a `placement`, "near" or "far", only rounds between processors that are so count, for
-    which a case waits at most `patience` seconds.
+    With a `placement`, "near" or "far", only rounds between processors that are so count, and a
+    case must get them within `patience` seconds.
     """
 
     seconds: float = 4.0
@@ -217,36 +217,29 @@ class _Patience:
         self._options, self._hop = options, hop
         self._end = time.monotonic() + options.patience
 
-    def _placed(self) -> bool:
-        hop = self._hop()
-        found = machine.placement([] if hop is None else [hop])
-        if found == "unknown":
-            raise PlacementError(
-                f"expected {self._options.placement} processors, but the hop between two of them "
-                "cannot be measured here (see machine.hop_program)"
-            )
-        return found == self._options.placement
-
-    def for_placement(self) -> None:
-        while not self._placed():
-            self._check()
+    def for_placement(self, rounds: int = 0) -> float:
+        """The hop that is as wanted; so many rounds are done."""
+        while True:
+            if time.monotonic() > self._end:
+                raise PlacementError(
+                    f"expected {self._options.rounds} quiet rounds between "
+                    f"{self._options.placement} processors, got {rounds} in "
+                    f"{self._options.patience:g} s; raise --patience"
+                )
+            hop = self._hop()
+            # A measurement that fails once may succeed later.
+            if hop is not None and machine.placement([hop]) == self._options.placement:
+                return hop
             time.sleep(_POLL_SECONDS)
-        self._check()
 
     def for_calibration(self, worker: Worker) -> None:
         """The fastest number of threads may be another where the processors are far apart."""
         while True:
             self.for_placement()
             worker.calibrate()
-            if self._placed():
+            hop = self._hop()
+            if hop is not None and machine.placement([hop]) == self._options.placement:
                 return
-
-    def _check(self) -> None:
-        if time.monotonic() > self._end:
-            raise PlacementError(
-                f"expected {self._options.rounds} quiet rounds between {self._options.placement} "
-                f"processors, got fewer in {self._options.patience:g} s; raise --patience"
-            )
 
 
 def run_rounds(
@@ -271,11 +264,13 @@ def run_rounds(
         if len(alike) >= options.rounds:
             return alike, len(alike)
         if options.placement:
-            wait.for_placement()
-        elif len(done) >= 2 * options.rounds:
+            before: float | None = wait.for_placement(len(alike))
+        elif len(done) < 2 * options.rounds:
+            before = hop()
+        else:
             enough = [some for some in (alike, quiet) if 2 * len(some) >= options.rounds]
             return enough[0] if enough else done, len(enough[0] if enough else quiet)
-        one = _Round({}, 0.0, [before] if (before := hop()) is not None else [])
+        one = _Round({}, 0.0, [before] if before is not None else [])
         elapsed = foreign = 0.0
         for worker in order.sample(workers, len(workers)):
             # Threads of the peer before stop spinning meanwhile.

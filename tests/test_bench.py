@@ -335,18 +335,35 @@ def run_far(hops: Iterable[float | None], patience: float = 60.0) -> tuple[int, 
 def test_rounds_wait_for_a_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_POLL_SECONDS", 0.0)
     near, far = 30.0, 150.0
-    # Waits, calibrates and looks again; then waits before each round and looks around it.
-    assert run_far([near, far, far, *[far] * 6]) == (1, [1, 2])
-    assert run_far([far, near, near, far, far, *[far] * 6]) == (2, [1, 2])
-    assert run_far([far, far, far, far, near, near, *[far] * 6]) == (1, [2, 3])
+    # Waits, calibrates and looks again; then waits before each round and looks after it.
+    assert run_far([near, far, far, *[far] * 4]) == (1, [1, 2])
+    assert run_far([far, near, None, far, far, *[far] * 4]) == (2, [1, 2])
+    assert run_far([far, far, far, near, near, *[far] * 4]) == (1, [2, 3])
 
 
 def test_waiting_for_a_placement_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_POLL_SECONDS", 0.0)
     with pytest.raises(steps.PlacementError, match=r"expected 2 quiet rounds between far.*0\.01 s"):
         run_far(itertools.repeat(30.0), patience=0.01)
-    with pytest.raises(steps.PlacementError, match="cannot be measured here"):
-        run_far([None])
+
+
+def test_a_case_is_timed_in_its_placement(monkeypatch: pytest.MonkeyPatch) -> None:
+    if len(machine.processors()) < 2:
+        pytest.skip("one processor")
+    monkeypatch.setattr(steps, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(machine, "hop_program", lambda: (Path("hop"), ""))
+    hops = itertools.cycle([30.0, 150.0, 150.0, 150.0])
+    monkeypatch.setattr(machine, "hop_ns", lambda program, pair: next(hops))
+    options = dataclasses.replace(TWO_ROUNDS, placement="far")
+    row = steps.measure(CASES["c"], 32, 2, ["thalweg", "numpy"], options)
+    assert row["placement"] == "far" and row["rounds"]["used"] == 2
+    assert set(row["peers"]) == {"thalweg", "numpy"}
+
+
+@pytest.mark.parametrize("patience", ["nan", "0", "-1", "inf", "x"])
+def test_patience_ends(patience: str) -> None:
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["cpu", "--placement", "far", "--patience", patience])
 
 
 @pytest.mark.parametrize(

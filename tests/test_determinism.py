@@ -280,10 +280,14 @@ def test_a_new_process_gives_the_same_bits(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_outputs_do_not_depend_on_the_batch(dtype: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "float32"}, {"dtype": "float64"}, {"matmul_precision": "medium", "device": "cpu"}],
+    ids=["float32", "float64", "medium"],
+)
+def test_outputs_do_not_depend_on_the_batch(options: dict[str, Any]) -> None:
     x, y, w = data()
-    m = model(dtype=dtype)
+    m = model(**options)
     m.fit(x, y, epochs=1, verbose=False)
     whole = m.predict(x)
     for size in (1, 2, 31, 63, 64, 65, 100, 10_000):
@@ -301,7 +305,7 @@ def test_outputs_do_not_depend_on_the_batch(dtype: str) -> None:
 
 
 def test_passes_cut_to_the_caches_change_nothing() -> None:
-    # 64 or 128 rows of these layers for each thread, whatever the batch.
+    # What lies between these layers takes 1 MiB for 200 rows.
     rng = np.random.default_rng(3)
     rows, width = 1500, 1200
     x = rng.normal(size=(rows, 30)).astype(np.float32)
@@ -310,6 +314,7 @@ def test_passes_cut_to_the_caches_change_nothing() -> None:
     for threads in (1, 2):
         network = [nn.Dense(width), nn.BatchNorm(), nn.ReLU(), nn.Dense(5)]
         m = tw.Model(network, 30, device="cpu", seed=2, threads=threads)
+        m.fit(x[:200], y[:200], epochs=1, verbose=False)
         for size in (1, 64, 500, rows):
             outputs = m.predict(x, batch_size=size).tobytes()
             found.add((outputs, str(m.evaluate(x, y, batch_size=size))))

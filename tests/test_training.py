@@ -1102,10 +1102,12 @@ def test_one_epoch_of_every_public_description() -> None:
     assert_same(model, again)
 
 
-def test_input_gradients_after_training() -> None:
+@pytest.mark.parametrize("changes", [{}, {"dtype": "float32", "matmul_precision": "medium"}])
+def test_input_gradients_after_training(changes: dict[str, Any]) -> None:
     """The weights behind an input gradient are those of the last update, set or restored."""
     x, y, _ = data()
-    model = model_of(describe())
+    described = describe(**changes)
+    model = model_of(described)
     for change in (
         lambda: model.step(x, y),
         lambda: model.fit(x, y, batch_size=16, verbose=False),
@@ -1114,7 +1116,7 @@ def test_input_gradients_after_training() -> None:
     ):
         model.input_gradient(x, y)
         change()
-        fresh = model_of(describe())
+        fresh = model_of(described)
         set_values(fresh, model.named_parameters(), model.named_state())
         expected = fresh.input_gradient(x, y)
         np.testing.assert_array_equal(model.input_gradient(x, y), expected)

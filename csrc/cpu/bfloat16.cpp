@@ -29,18 +29,19 @@ TW_INLINE void pair_columns(const float* rounded, std::int64_t rows, BfloatPair*
 
 // [16, 32] pairs of rows; rows up to 32 count as zeros.
 TW_INLINE void pair_rows(const float* rounded, std::int64_t rows, BfloatPair* pairs) {
-  const std::int64_t whole = rows / 2;
-  for (std::int64_t r = 0; r < whole; ++r) {
-    const float* const row = rounded + 2 * r * kPanel;
+  std::int64_t r = 0;
+  for (; r + 1 < rows; r += 2, rounded += 2 * kPanel, pairs += kPanel) {
     TW_INDEPENDENT
     for (std::int64_t j = 0; j < kPanel; ++j)
-      pairs[r * kPanel + j] = pair_rounded(row[j], row[kPanel + j]);
+      pairs[j] = pair_rounded(rounded[j], rounded[kPanel + j]);
   }
-  for (std::int64_t r = whole; r < kPairs; ++r) {
-    const float* const row = rounded + 2 * r * kPanel;
-    for (std::int64_t j = 0; j < kPanel; ++j)
-      pairs[r * kPanel + j] = pair_rounded(2 * r < rows ? row[j] : 0.0f, 0.0f);
+  if (r < rows) {
+    for (std::int64_t j = 0; j < kPanel; ++j) pairs[j] = pair_rounded(rounded[j], 0.0f);
+    r += 2;
+    pairs += kPanel;
   }
+  for (; r < kPanel; r += 2, pairs += kPanel)
+    for (std::int64_t j = 0; j < kPanel; ++j) pairs[j] = {0};
 }
 
 // out[column][row] of [rows, columns] pairs, both multiples of 16.
@@ -56,7 +57,7 @@ void pair_tile(const float* tile, BfloatPair* pairs, BfloatPair* transposed) {
   alignas(64) float rounded[kTile];
   round_values(tile, kTile, rounded);
   if (pairs) pair_rows(rounded, kPanel, pairs);
-  if (transposed == nullptr) return;
+  if (!transposed) return;
   alignas(64) BfloatPair columns[kTile / 2];
   pair_columns(rounded, kPanel, columns);
   transpose_pairs<kPanel, kPairs>(columns, transposed);
@@ -72,7 +73,7 @@ void round_to_bfloat16(const BfloatPanels& out, Panels<float> x, Range rows, Ran
       pair_columns(values, count, out.columns + (p * x.rows + r) * kPairs);
       const std::int64_t chunk = (p * padded + r) * kPairs;
       if (out.rows) pair_rows(values, count, out.rows + chunk);
-      if (out.transposed == nullptr) continue;
+      if (!out.transposed) continue;
       alignas(64) BfloatPair pairs[kTile / 2];
       pair_rows(values, count, pairs);
       transpose_pairs<kPairs, kPanel>(pairs, out.transposed + chunk);

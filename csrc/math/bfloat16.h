@@ -30,9 +30,5 @@ TW_HD float bfloat16_value(std::uint32_t bits) { return from_bits<float>(bits <<
 
 TW_HD float round_to_bfloat16(float x) { return bfloat16_value(bfloat16_bits(x)); }
 
-TW_HD BfloatPair bfloat_pair(float first, float second) {
-  return {bfloat16_bits(first) | bfloat16_bits(second) << 16};
-}
-
 }  // namespace TW_ISA
 }  // namespace thalweg

@@ -1,6 +1,6 @@
-// The values of a plan's parameters: the flat arena, the transposed weight copies that dgrad reads,
-// both also as pairs of bfloat16 numbers for matmul_precision "medium", and batch norm's running
-// statistics; conversion from and to the canonical flat vector.
+// The values of a plan's parameters: the flat arena, the transposed weight copies that dgrad reads
+// (for matmul_precision "medium" weights and copies as pairs of bfloat16 numbers instead), and
+// batch norm's running statistics; conversion from and to the canonical flat vector.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +56,7 @@ void for_each_tile(const Plan& plan, F&& f) {
 template <class T>
 struct Parameters {
   Arena<T> values;
-  Arena<T> transposed;
+  Arena<T> transposed;  // empty for medium
   // Of weights, [16, 32] per tile: rounded values of two inputs, of two outputs. Empty unless
   // medium.
   Arena<BfloatPair> pairs;
@@ -80,16 +80,6 @@ struct Parameters {
     std::fill(batches.begin(), batches.end(), 0);
   }
 
-  void copy_from(const Parameters& other) {
-    std::copy(other.values.begin(), other.values.end(), values.begin());
-    std::copy(other.transposed.begin(), other.transposed.end(), transposed.begin());
-    std::copy(other.pairs.begin(), other.pairs.end(), pairs.begin());
-    std::copy(other.transposed_pairs.begin(), other.transposed_pairs.end(),
-              transposed_pairs.begin());
-    std::copy(other.state.begin(), other.state.end(), state.begin());
-    batches = other.batches;
-  }
-
   T* running_mean(const BatchNormState& bn) { return state.data() + bn.offset; }
   T* running_var(const BatchNormState& bn) { return state.data() + bn.offset + bn.padded; }
   const T* running_mean(const BatchNormState& bn) const { return state.data() + bn.offset; }
@@ -111,9 +101,10 @@ struct Parameters {
             tile, forward ? pairs.data() + (weight.transposed_offset + at) / 2 : nullptr,
             backward ? transposed_pairs.data() + to / 2 : nullptr);
     }
+    if (!backward) return;
     // The rows of the copy past the width stay zero.
     const std::int64_t columns = std::min(kPanel, weight.out - out_panel * kPanel);
-    if (backward) kernels.transpose_tile(tile, kPanel, columns, transposed.data() + to);
+    kernels.transpose_tile(tile, kPanel, columns, transposed.data() + to);
   }
 
   // Before a tile and its copies are written, while other threads keep away from them.

@@ -128,6 +128,11 @@ struct Plan {
   std::string summary(bool gates_batch_norm) const;
 };
 
+// Not dropout, nor a batch norm that inference folds into the dense node before it.
+inline bool runs_in_inference(const Node& node) {
+  return node.kind != NodeKind::kDropout && !node.statistics_from_dense;
+}
+
 // ValueError for shapes that do not fit, naming the layer.
 // Without `fuse` every layer has a node and a buffer of its own, so that its output can be read;
 // tensors and their places are the same either way.

@@ -21,19 +21,22 @@ std::int64_t batch_rows(std::int64_t rows, std::int64_t batch_size) {
   return std::min(round_up(std::min(batch_size, rows), kRowBlock), rows);
 }
 
-// The same, and no more than the caches of the threads hold.
+// The same, but no more than about what the caches hold, at least one row block per thread, where
+// that busies as many threads.
 template <class T>
 std::int64_t cached_rows(const Plan& plan, std::int64_t rows, std::int64_t batch_size,
                          int threads) {
   constexpr std::int64_t kBytes = sizeof(T);
   const std::int64_t asked = batch_rows(rows, batch_size);
   if (plan.arena_size * kBytes > kCachedWeightBytes) return asked;
-  std::int64_t width = 0;
-  for (const Buffer& buffer : plan.buffers)
-    if (buffer.inference_alias < 0) width += round_up(buffer.width, kPanel);
+  std::int64_t width = round_up(plan.in_features, kPanel);
+  for (const Node& node : plan.nodes)
+    if (runs_in_inference(node)) width += round_up(plan.buffers[node.output].width, kPanel);
   const std::int64_t blocks = (kPassBytes / (width * kBytes) + kRowBlock / 2) / kRowBlock;
   const int useful = inference_threads(plan, asked, threads);
-  return std::min(asked, useful * std::max(blocks, std::int64_t{1}) * kRowBlock);
+  const std::int64_t cached =
+      std::min(asked, useful * std::max(blocks, std::int64_t{1}) * kRowBlock);
+  return inference_threads(plan, cached, threads) < useful ? asked : cached;
 }
 
 // Of an inference pass, those that this thread takes through all layers without a barrier: the row

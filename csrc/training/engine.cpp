@@ -45,10 +45,7 @@ int inference_threads(const Plan& plan, std::int64_t rows, int threads) {
   const double flops = plan.flops_per_row * static_cast<double>(rows);
   int sharing_rows = threads_for_flops(flops, 1, threads);
   while (!shares_rows(rows, sharing_rows)) --sharing_rows;
-  const auto runs = [](const Node& node) {
-    return node.kind != NodeKind::kDropout && !node.statistics_from_dense;
-  };
-  const auto phases = std::count_if(plan.nodes.begin(), plan.nodes.end(), runs);
+  const auto phases = std::count_if(plan.nodes.begin(), plan.nodes.end(), runs_in_inference);
   return std::max(sharing_rows, threads_for_flops(flops, static_cast<int>(phases), threads));
 }
 
